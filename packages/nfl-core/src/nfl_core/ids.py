@@ -15,6 +15,7 @@ both in lower-case hex, so that equal things have equal text.
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import secrets
 from typing import NewType
@@ -119,3 +120,15 @@ def _number(value: int, what: str) -> int:
     if not 0 <= value < 2**63:
         raise IdentityError(f"{what} is {value}, expected 0 to 2**63 - 1")
     return value
+
+
+def canonical_json(value: object) -> bytes:
+    """Return the one ASCII form of a JSON value: sorted keys, no spaces, no NaN.
+
+    Equal values give equal bytes in every Python, so that a digest of it is a fingerprint. Numbers keep Python's shortest
+    form; use whole numbers and strings where other languages must find the same bytes.
+
+    Raises:
+        ValueError: `value` holds NaN or an infinity.
+    """
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode()

@@ -1,0 +1,155 @@
+"""What a nested model is, and its state as named numpy arrays.
+
+A nested model has four rooms, told apart by the prefix of a parameter's name: `body.`, `middle.` and `head.` may be
+shared, `private.` holds the residual head of one owner. Its answer is `generic(z) + private(z)` with `z = features(x)`;
+the private head starts at zero, so a fresh device answers exactly like the fleet.
+
+Rules kept here:
+
+* Everything a model knows is a parameter: a persistent buffer (BatchNorm statistics, for example) would be averaged or
+  lost in silence, so a model that has one is refused.
+* State crosses this border as copies. Nobody outside ever holds memory that a trainer writes to.
+* Nothing is loaded in part by accident: unknown, missing or misshaped names raise before the first value is written.
+
+Shape legend: B batch, C channels, H height, W width, D features, K classes.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from importlib.metadata import entry_points
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from nfl_core.errors import ConfigError, SchemaError
+from nfl_core.levels import NestedSpec
+from nfl_core.schema import TensorSchema, TensorSpec
+
+FloatArray = npt.NDArray[np.float32]
+MODELS_GROUP = "nfl.models"
+
+
+class NestedModel(nn.Module, ABC):
+    """A module with shared features, a shared generic head and a private residual head."""
+
+    private: nn.Module
+    num_classes: int
+    input_shape: tuple[int, ...]
+
+    @abstractmethod
+    def features(self, x_BCHW: Tensor) -> Tensor:  # noqa: N803 - shape suffix
+        """Return the features z, float32 [B, D], of inputs, float32 [B, *input_shape]."""
+
+    @abstractmethod
+    def generic(self, z_BD: Tensor) -> Tensor:  # noqa: N803 - shape suffix
+        """Return the logits of the shared head, float32 [B, K]."""
+
+    def residual(self, z_BD: Tensor) -> Tensor:  # noqa: N803 - shape suffix
+        """Return what the owner's private head adds to the generic logits, float32 [B, K]."""
+        logits_BK: Tensor = self.private(z_BD)  # noqa: N806 - shape suffix
+        return logits_BK
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:  # noqa: N803 - shape suffix
+        """Return the personal logits, float32 [B, K]."""
+        z_BD = self.features(x_BCHW)  # noqa: N806 - shape suffix
+        return self.generic(z_BD) + self.residual(z_BD)
+
+
+def create_model(name: str, *, num_classes: int, input_shape: tuple[int, ...], seed: int) -> NestedModel:
+    """Make a model that an installed package offers in the entry-point group `nfl.models`.
+
+    Args:
+        name: Name of the entry point, for example `small-cnn`.
+        num_classes: Number of classes K, >= 2.
+        input_shape: Shape of one input without the batch, for example (1, 28, 28).
+        seed: Decides the initial weights; the same seed gives the same bytes and leaves torch's global state alone.
+
+    Raises:
+        ConfigError: No installed package offers `name`, or what it makes is not a nested model.
+    """
+    found = {point.name: point for point in entry_points(group=MODELS_GROUP)}
+    if name not in found:
+        raise ConfigError(f"model {name!r} is not installed, expected one of {sorted(found)}")
+    factory = found[name].load()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        module = factory(num_classes, input_shape)
+    if not isinstance(module, NestedModel):
+        raise ConfigError(f"model {name!r} makes a {type(module).__name__}, expected a NestedModel")
+    return module
+
+
+def schema_of(module: nn.Module, spec: NestedSpec) -> TensorSchema:
+    """Return the tensors of `module` in their own order, each with the level and scope that `spec` gives it.
+
+    Raises:
+        SpecError: A parameter belongs to no level or to more than one.
+        SchemaError: The module has a persistent buffer or a parameter that is not float32.
+    """
+    parameters = _parameters(module)
+    level_of = spec.assign(list(parameters))
+    tensors = tuple(
+        TensorSpec(
+            name=name,
+            shape=tuple(parameter.shape),
+            dtype="float32",
+            level=level_of[name],
+            scope=spec.level(level_of[name]).scope,
+        )
+        for name, parameter in parameters.items()
+    )
+    return TensorSchema(tensors=tensors)
+
+
+def state_of(module: nn.Module) -> dict[str, FloatArray]:
+    """Return a copy of every parameter, float32, C-contiguous, by name in the module's order.
+
+    Raises:
+        SchemaError: The module has a persistent buffer or a parameter that is not float32.
+    """
+    return {name: np.array(parameter.detach().numpy(), copy=True, order="C") for name, parameter in _parameters(module).items()}
+
+
+def load_state(module: nn.Module, state: Mapping[str, FloatArray], *, partial: bool = False) -> None:
+    """Copy arrays into the parameters of the same name.
+
+    Args:
+        module: Its parameters are overwritten in place.
+        state: float32 arrays by parameter name; they are copied, never kept.
+        partial: Allow parameters that `state` does not name; they keep their values.
+
+    Raises:
+        SchemaError: A name is unknown or missing, or a shape or dtype differs. Nothing was written then.
+    """
+    parameters = _parameters(module)
+    unknown = sorted(set(state) - set(parameters))
+    if unknown:
+        raise SchemaError(f"state has unknown tensors {unknown[:3]}, expected only parameters of the model")
+    missing = sorted(set(parameters) - set(state))
+    if missing and not partial:
+        raise SchemaError(f"state lacks {len(missing)} tensors, the first is {missing[0]!r}")
+    for name, array in state.items():
+        shape = tuple(parameters[name].shape)
+        if array.shape != shape or array.dtype != np.float32:
+            raise SchemaError(f"tensor {name!r} is {array.dtype}{list(array.shape)}, expected float32{list(shape)}")
+    with torch.no_grad():
+        for name, array in state.items():
+            parameters[name].copy_(torch.from_numpy(np.array(array, copy=True, order="C")))
+
+
+def _parameters(module: nn.Module) -> dict[str, nn.Parameter]:
+    parameters = dict(module.named_parameters())
+    extra = sorted(set(module.state_dict()) - set(parameters))
+    if extra:
+        raise SchemaError(
+            f"model keeps a persistent buffer {extra[0]!r}, expected parameters alone",
+            hint="use GroupNorm instead of BatchNorm, and register other buffers with persistent=False",
+        )
+    for name, parameter in parameters.items():
+        if parameter.dtype is not torch.float32:
+            raise SchemaError(f"parameter {name!r} is {parameter.dtype}, expected torch.float32")
+    return parameters

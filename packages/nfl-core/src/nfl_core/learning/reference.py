@@ -1,0 +1,79 @@
+"""The reference model `small-cnn` and the default levels it is trained with.
+
+About 48 thousand parameters for 28 x 28 grey images: three strided convolutions with GroupNorm, one hidden layer, a
+shared head and a private residual head that starts at zero. Which levels it has and why: docs/adr/0003.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from nfl_core.errors import ConfigError
+from nfl_core.learning.model import NestedModel
+from nfl_core.levels import Level, NestedSpec, Scope
+
+HIDDEN = 64
+
+
+class SmallCnn(NestedModel):
+    """The four rooms body, middle, head and private, for inputs [C, H, W]."""
+
+    def __init__(self, *, num_classes: int, input_shape: tuple[int, ...]) -> None:
+        super().__init__()
+        if len(input_shape) != 3 or min(input_shape) < 1 or num_classes < 2:
+            raise ConfigError(f"small-cnn got {num_classes} classes of shape {input_shape}, expected >= 2 of (C, H, W)")
+        self.num_classes = num_classes
+        self.input_shape = tuple(input_shape)
+        self.body = nn.Sequential(
+            nn.Conv2d(input_shape[0], 16, 5, stride=2, padding=2),
+            nn.GroupNorm(4, 16),
+            nn.ReLU(),
+            nn.Conv2d(16, 32, 3, stride=2, padding=1),
+            nn.GroupNorm(8, 32),
+            nn.ReLU(),
+            nn.Conv2d(32, 32, 3, stride=2, padding=1),
+            nn.GroupNorm(8, 32),
+            nn.ReLU(),
+            nn.Flatten(),
+        )
+        with torch.no_grad():
+            width = int(self.body(torch.zeros(1, *input_shape)).shape[1])
+        self.middle = nn.Sequential(nn.Linear(width, HIDDEN), nn.ReLU())
+        self.head = nn.Linear(HIDDEN, num_classes)
+        self.private = nn.Linear(HIDDEN, num_classes)
+        nn.init.zeros_(self.private.weight)
+        nn.init.zeros_(self.private.bias)
+
+    def features(self, x_BCHW: Tensor) -> Tensor:  # noqa: N803 - shape suffix
+        """Return float32 [B, 64] from float32 [B, C, H, W]."""
+        z_BD: Tensor = self.middle(self.body(x_BCHW))  # noqa: N806 - shape suffix
+        return z_BD
+
+    def generic(self, z_BD: Tensor) -> Tensor:  # noqa: N803 - shape suffix
+        """Return the shared logits, float32 [B, K], from float32 [B, 64]."""
+        logits_BK: Tensor = self.head(z_BD)  # noqa: N806 - shape suffix
+        return logits_BK
+
+
+def small_cnn(num_classes: int, input_shape: tuple[int, ...]) -> SmallCnn:
+    """Make the model; the entry point `small-cnn` of the group `nfl.models`.
+
+    Raises:
+        ConfigError: Fewer than two classes, or a shape that is not (channels, height, width).
+    """
+    return SmallCnn(num_classes=num_classes, input_shape=input_shape)
+
+
+def default_levels() -> tuple[Level, ...]:
+    """Return the levels of docs/adr/0003, fastest first: private reflex, regional skill, global concept."""
+    return (
+        Level(name="reflex", params=("private.*",), scope=Scope.PRIVATE, period=1),
+        Level(name="skill", params=("middle.*",), scope=Scope.REGION, period=1),
+        Level(name="concept", params=("body.*", "head.*"), scope=Scope.GLOBAL, period=1),
+    )
+
+
+def default_spec() -> NestedSpec:
+    """Return `default_levels` as a validated spec."""
+    return NestedSpec.of(default_levels())
