@@ -4,13 +4,13 @@ A level of period C steps when it has gathered C batches. Pure and serialisable,
 middle of a chunk goes on with the batch after the last one it saved.
 
     >>> clock = LevelClock((("fast", 1), ("slow", 4)))
-    >>> [clock.tick() for _ in range(4)]
-    [('fast',), ('fast',), ('fast',), ('fast', 'slow')]
+    >>> [clock.tick() for _ in range(4)][2:]
+    [(('fast', 1),), (('fast', 1), ('slow', 4))]
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from nfl_core.errors import LearningError
 
@@ -27,21 +27,22 @@ class LevelClock:
         self._gathered = dict.fromkeys(self._periods, 0)
         self.num_ticks = 0
 
-    def tick(self) -> tuple[str, ...]:
-        """Count one batch and return the levels that are due, fastest first; they start a new chunk."""
-        self.num_ticks += 1
-        due = []
-        for name, period in self._periods.items():
-            self._gathered[name] += 1
-            if self._gathered[name] == period:
-                self._gathered[name] = 0
-                due.append(name)
-        return tuple(due)
+    def tick(self) -> tuple[tuple[str, int], ...]:
+        """Count one batch; return (level, batches gathered) for the levels that are due, fastest first.
 
-    def flush(self) -> tuple[str, ...]:
-        """Return the levels in the middle of a chunk, fastest first; they start a new chunk."""
-        due = tuple(name for name, gathered in self._gathered.items() if gathered)
-        self._gathered = dict.fromkeys(self._periods, 0)
+        They start a new chunk.
+        """
+        self.num_ticks += 1
+        self._gathered = {name: gathered + 1 for name, gathered in self._gathered.items()}
+        return self._take(name for name, gathered in self._gathered.items() if gathered == self._periods[name])
+
+    def flush(self) -> tuple[tuple[str, int], ...]:
+        """Return (level, batches gathered) for the levels in the middle of a chunk; they start a new one."""
+        return self._take(name for name, gathered in self._gathered.items() if gathered)
+
+    def _take(self, names: Iterable[str]) -> tuple[tuple[str, int], ...]:
+        due = tuple((name, self._gathered[name]) for name in names)
+        self._gathered.update((name, 0) for name, _ in due)
         return due
 
     def gathered(self, name: str) -> int:

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from nfl_core.errors import ConfigError, SchemaError
 from nfl_core.levels import NestedSpec
-from nfl_core.schema import TensorSchema, TensorSpec
+from nfl_core.schema import TensorSchema
 
 FloatArray = npt.NDArray[np.float32]
 MODELS_GROUP = "nfl.models"
@@ -90,19 +90,7 @@ def schema_of(module: nn.Module, spec: NestedSpec) -> TensorSchema:
         SpecError: A parameter belongs to no level or to more than one.
         SchemaError: The module has a persistent buffer or a parameter that is not float32.
     """
-    parameters = _parameters(module)
-    level_of = spec.assign(list(parameters))
-    tensors = tuple(
-        TensorSpec(
-            name=name,
-            shape=tuple(parameter.shape),
-            dtype="float32",
-            level=level_of[name],
-            scope=spec.level(level_of[name]).scope,
-        )
-        for name, parameter in parameters.items()
-    )
-    return TensorSchema(tensors=tensors)
+    return TensorSchema.of({name: tuple(parameter.shape) for name, parameter in _parameters(module).items()}, spec)
 
 
 def state_of(module: nn.Module) -> dict[str, FloatArray]:

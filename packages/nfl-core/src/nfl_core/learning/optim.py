@@ -23,7 +23,7 @@ class Optimizer:
     """One update rule.
 
     Attributes:
-        init: Makes the memory: for each named slot one tensor a parameter, of the parameter's shape.
+        init: Makes the memory: for each named slot one tensor a parameter.
         update: Takes the summed gradients of a chunk and the memory; returns directions and the new memory.
     """
 
@@ -49,7 +49,30 @@ def momentum(decay: float = MOMENTUM_DECAY) -> Optimizer:
     return Optimizer(init=init, update=update)
 
 
-OPTIMIZERS: Mapping[str, Callable[[], Optimizer]] = {"sgd": sgd, "momentum": momentum}
+def adam(*, first_decay: float = 0.9, second_decay: float = 0.999, epsilon: float = 1e-8) -> Optimizer:
+    """Return Adam with bias correction. Source: Kingma and Ba, arXiv:1412.6980, Algorithm 1."""
+
+    def init(parameters: Sequence[Tensor]) -> Memory:
+        return {
+            "first": [torch.zeros_like(parameter, requires_grad=False) for parameter in parameters],
+            "second": [torch.zeros_like(parameter, requires_grad=False) for parameter in parameters],
+            "count": [torch.zeros(()) for _ in parameters],
+        }
+
+    def update(gradients: Sequence[Tensor], memory: Memory) -> tuple[Sequence[Tensor], Memory]:
+        first = [torch.lerp(g, m, first_decay) for g, m in zip(gradients, memory["first"], strict=True)]
+        second = [torch.lerp(g * g, v, second_decay) for g, v in zip(gradients, memory["second"], strict=True)]
+        count = [n + 1.0 for n in memory["count"]]
+        directions = [
+            (m / (1.0 - first_decay**n)) / ((v / (1.0 - second_decay**n)).sqrt() + epsilon)
+            for m, v, n in zip(first, second, count, strict=True)
+        ]
+        return directions, {"first": first, "second": second, "count": count}
+
+    return Optimizer(init=init, update=update)
+
+
+OPTIMIZERS: Mapping[str, Callable[[], Optimizer]] = {"sgd": sgd, "momentum": momentum, "adam": adam}
 
 
 def optimizer_of(name: str) -> Optimizer:

@@ -95,6 +95,7 @@ class RoundPolicy(_message.Message):
     EXPIRES_AT_UNIX_FIELD_NUMBER: _builtins.int
     KEEPER_ID_FIELD_NUMBER: _builtins.int
     KEEPER_KEY_FIELD_NUMBER: _builtins.int
+    NUM_VALUES_FIELD_NUMBER: _builtins.int
     policy_id: _builtins.int
     fleet: _builtins.str
     schema_fingerprint: _builtins.str
@@ -113,6 +114,8 @@ class RoundPolicy(_message.Message):
     keeper_id: _builtins.str
     keeper_key: _builtins.bytes
     """Signed of kind "keeper-key" (KeeperKey)"""
+    num_values: _builtins.int
+    """shared values + 1 for the weight: the keeper has no schema and must know a mask's length"""
     @_builtins.property
     def bases(self) -> _containers.RepeatedCompositeFieldContainer[Global___Base]:
         """versions that a contribution may start from"""
@@ -140,10 +143,11 @@ class RoundPolicy(_message.Message):
         expires_at_unix: _builtins.int = ...,
         keeper_id: _builtins.str = ...,
         keeper_key: _builtins.bytes = ...,
+        num_values: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bases", b"bases", "batch_max", b"batch_max", "batch_size", b"batch_size", "bits", b"bits", "expires_at_unix", b"expires_at_unix", "fleet", b"fleet", "keeper_id", b"keeper_id", "keeper_key", b"keeper_key", "max_weight", b"max_weight", "mode", b"mode", "modulus_bits", b"modulus_bits", "n_min", b"n_min", "policy_id", b"policy_id", "scales", b"scales", "schema_fingerprint", b"schema_fingerprint", "window_ms", b"window_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bases", b"bases", "batch_max", b"batch_max", "batch_size", b"batch_size", "bits", b"bits", "expires_at_unix", b"expires_at_unix", "fleet", b"fleet", "keeper_id", b"keeper_id", "keeper_key", b"keeper_key", "max_weight", b"max_weight", "mode", b"mode", "modulus_bits", b"modulus_bits", "n_min", b"n_min", "num_values", b"num_values", "policy_id", b"policy_id", "scales", b"scales", "schema_fingerprint", b"schema_fingerprint", "window_ms", b"window_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,229 @@
+"""Nested learning: every level gathers gradients each batch and steps at its own period.
+
+Rules kept here:
+
+* A slow level ACCUMULATES THE SUM of the gradients of its whole period and applies it once; it never skips one. A chunk
+  that is cut short is applied by `flush`, so nothing learned is lost.
+* One loop for everything: ordinary training, local-only and federated averaging are this learner with another spec.
+* The learner is resumable: `state_dict` together with `state_of(module)` continues bit for bit, in mid-chunk too.
+
+Source: accumulated, once-applied error of a chunk: Behrouz et al., Nested Learning, arXiv:2512.24695, continuum memory
+system, Eq. 71.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nfl_core.errors import LearningError
+from nfl_core.learning.clock import LevelClock
+from nfl_core.learning.model import FloatArray, NestedModel
+from nfl_core.learning.objective import Objective, joint_loss
+from nfl_core.learning.optim import Memory, Optimizer, optimizer_of
+from nfl_core.learning.settings import LearningSettings
+from nfl_core.levels import Level, NestedSpec, Scope
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LearnerState:
+    """What a learner knows beside the model's parameters.
+
+    Attributes:
+        arrays: float32 arrays by name: `sum.<parameter>`, `memory.<slot>.<parameter>`, `anchor.<parameter>`.
+        text: A JSON object with the clocks and the state of the random generator; a few kilobytes.
+    """
+
+    arrays: dict[str, FloatArray]
+    text: str
+
+
+@dataclass(slots=True, kw_only=True)
+class _Lane:
+    """One level at work: its parameters, what it gathered and what its optimizer remembers."""
+
+    level: Level
+    names: list[str]
+    parameters: list[Tensor]
+    span: slice  # where its gradients stand in the list of all
+    optimizer: Optimizer
+    learning_rate: float
+    memory: Memory
+    gathered: list[Tensor]  # sums of the open chunk; empty between batches when the period is one
+    anchors: list[Tensor] | None  # where the proximal term pulls to; None without one
+
+
+class NestedLearner:
+    """Trains a model level by level.
+
+    Args:
+        module: Trained in place; the learner keeps a reference.
+        spec: Which parameters make which level.
+        settings: Learning rate of levels that name none, and batch size for those who feed the learner.
+        generator: The only source of chance, for those who feed the learner too.
+        objective: What is minimised.
+
+    Raises:
+        SpecError: The spec does not cover the model exactly once, or names an unknown optimizer.
+    """
+
+    def __init__(
+        self,
+        module: NestedModel,
+        *,
+        spec: NestedSpec,
+        settings: LearningSettings,
+        generator: torch.Generator,
+        objective: Objective = joint_loss,
+    ) -> None:
+        self.module = module
+        self.spec = spec
+        self.settings = settings
+        self.generator = generator
+        self.objective = objective
+        self.clock = LevelClock(tuple((level.name, level.period) for level in spec.levels))
+        parameters = dict(module.named_parameters())
+        level_of = spec.assign(list(parameters))
+        self._lanes: dict[str, _Lane] = {}
+        self._all: list[Tensor] = []
+        for level in spec.levels:
+            names = [name for name in parameters if level_of[name] == level.name]
+            self._lanes[level.name] = self._lane(level, names, [parameters[name] for name in names])
+
+    def _lane(self, level: Level, names: list[str], parameters: list[Tensor]) -> _Lane:
+        start = len(self._all)
+        self._all.extend(parameters)
+        optimizer = optimizer_of(level.optimizer)
+        rate = self.settings.learning_rate if level.learning_rate is None else level.learning_rate
+        return _Lane(
+            level=level,
+            names=names,
+            parameters=parameters,
+            span=slice(start, len(self._all)),
+            optimizer=optimizer,
+            learning_rate=rate,
+            memory=optimizer.init(parameters),
+            gathered=[] if level.period == 1 else _zeros(parameters),
+            anchors=[p.detach().clone() for p in parameters] if level.prox else None,
+        )
+
+    def observe(self, x: Tensor, y: Tensor, *, prior: Tensor) -> Tensor:
+        """Learn from one batch: every level gathers, the due ones step.
+
+        Args:
+            x: float32 [B, *input_shape].
+            y: int64 [B].
+            prior: float32 [K], logarithms of the owner's label frequencies.
+
+        Returns:
+            The loss before the step, a detached scalar.
+        """
+        loss = self.objective(self.module, x, y, prior)
+        # A level that the objective does not reach learns nothing: zeros, not an error.
+        gradients = torch.autograd.grad(loss, self._all, allow_unused=True, materialize_grads=True)
+        with torch.no_grad():
+            for lane in self._lanes.values():
+                self._gather(lane, gradients[lane.span])
+            for name, num_batches in self.clock.tick():
+                self._close(self._lanes[name], num_batches)
+        return loss.detach()
+
+    def flush(self) -> None:
+        """Apply the chunks that are open, as a period that ends now would."""
+        with torch.no_grad():
+            for name, num_batches in self.clock.flush():
+                self._close(self._lanes[name], num_batches)
+
+    def accept(self, *, alpha: float = 1.0) -> None:
+        """Take note that a merge replaced the share `alpha` of the shared levels: chunks restart, memory follows `Level.state`.
+
+        Open chunks are dropped, because their gradients belong to weights that are gone: `flush` first to keep them.
+        """
+        with torch.no_grad():
+            self.clock.flush()
+            for lane in self._lanes.values():
+                for total in lane.gathered:
+                    total.zero_()
+                if lane.level.scope is Scope.PRIVATE:
+                    continue
+                if lane.anchors is not None:
+                    lane.anchors = [p.detach().clone() for p in lane.parameters]
+                if lane.level.state == "reset":
+                    lane.memory = lane.optimizer.init(lane.parameters)
+                elif lane.level.state == "rescale":
+                    lane.memory = {slot: [m * (1.0 - alpha) for m in lane.memory[slot]] for slot in lane.memory}
+
+    def state_dict(self) -> LearnerState:
+        """Return a copy of all that is needed to go on exactly here, the model's parameters apart."""
+        arrays = {name: np.array(tensor.detach().numpy(), copy=True, order="C") for name, tensor in self._tensors().items()}
+        chance = base64.b64encode(bytes(self.generator.get_state().numpy())).decode("ascii")
+        return LearnerState(arrays=arrays, text=json.dumps({"clock": self.clock.to_json(), "generator": chance}, sort_keys=True))
+
+    def load_state_dict(self, state: LearnerState) -> None:
+        """Go on where `state_dict` was called; load the model's parameters separately.
+
+        Raises:
+            LearningError: The state belongs to another model, spec or version of this program.
+        """
+        tensors = self._tensors()
+        if set(tensors) != set(state.arrays):
+            raise LearningError(f"learner state differs in {sorted(set(tensors) ^ set(state.arrays))[:3]}")
+        for name, tensor in tensors.items():
+            if state.arrays[name].shape != tuple(tensor.shape) or state.arrays[name].dtype != np.float32:
+                raise LearningError(f"learner state {name!r} is {state.arrays[name].shape}, expected {tuple(tensor.shape)}")
+        counters, chance = _parse(state.text)
+        self.clock.load_json(counters)
+        try:
+            self.generator.set_state(torch.frombuffer(bytearray(chance), dtype=torch.uint8))
+        except (RuntimeError, TypeError, ValueError) as e:
+            raise LearningError(f"learner state holds no generator of this version of torch: {e}") from e
+        with torch.no_grad():
+            for name, tensor in tensors.items():
+                tensor.copy_(torch.from_numpy(np.array(state.arrays[name], copy=True, order="C")))
+
+    def _gather(self, lane: _Lane, gradients: Sequence[Tensor]) -> None:
+        if lane.anchors is not None:
+            pairs = zip(gradients, lane.parameters, lane.anchors, strict=True)
+            gradients = [torch.add(g, p - a, alpha=lane.level.prox) for g, p, a in pairs]
+        if lane.level.period == 1:
+            lane.gathered = list(gradients)  # applied before anybody can look; no copy, no addition
+            return
+        for total, gradient in zip(lane.gathered, gradients, strict=True):
+            total.add_(gradient)
+
+    def _close(self, lane: _Lane, num_batches: int) -> None:
+        gradients = lane.gathered
+        if lane.level.reduce == "mean":
+            gradients = [gradient / num_batches for gradient in gradients]
+        directions, lane.memory = lane.optimizer.update(gradients, lane.memory)
+        for parameter, direction in zip(lane.parameters, directions, strict=True):
+            parameter.add_(direction, alpha=-lane.learning_rate)
+        lane.gathered = [] if lane.level.period == 1 else _zeros(lane.parameters)
+
+    def _tensors(self) -> Mapping[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        for lane in self._lanes.values():
+            slots = [("sum", lane.gathered), ("anchor", lane.anchors)]
+            slots += [(f"memory.{slot}", tensors) for slot, tensors in lane.memory.items()]
+            for slot, tensors in slots:
+                found.update({f"{slot}.{name}": tensor for name, tensor in zip(lane.names, tensors or (), strict=bool(tensors))})
+        return found
+
+
+def _zeros(parameters: Sequence[Tensor]) -> list[Tensor]:
+    return [torch.zeros_like(parameter, requires_grad=False) for parameter in parameters]
+
+
+def _parse(text: str) -> tuple[dict[str, int], bytes]:
+    try:
+        parsed = json.loads(text)
+        counters = {str(name): int(count) for name, count in parsed["clock"].items()}
+        return counters, base64.b64decode(parsed["generator"], validate=True)
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        raise LearningError(f"learner state cannot be read: {e!r}") from e

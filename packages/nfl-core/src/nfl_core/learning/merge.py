@@ -1,0 +1,192 @@
+"""Merging new shared levels into a personal model without breaking what it learned for its owner.
+
+The steps: a shadow of the model takes a share alpha of the new levels, its fast level is refitted for a bounded number
+of steps, and the shadow is scored on samples that were never trained on. The largest share whose loss stays within the
+tolerance is committed at once; when none does, the merge is refused and the model is untouched.
+
+`decide` holds the rules and does nothing; `merge` does what it says. The whole is deterministic given the generator.
+
+    >>> before = Score(loss=0.50, accuracy=0.8)
+    >>> decide(before, (), alphas=(1.0, 0.5), tolerance=0.05)
+    Try(alpha=1.0)
+    >>> decide(before, (Trial(alpha=1.0, score=Score(loss=0.51, accuracy=0.8)),), alphas=(1.0, 0.5), tolerance=0.05)
+    Commit(alpha=1.0)
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nfl_core.errors import LearningError, SchemaError
+from nfl_core.learning.model import FloatArray, NestedModel, load_state, state_of
+from nfl_core.learning.objective import Score, score
+from nfl_core.learning.refit import cache_features, refit
+from nfl_core.learning.settings import LearningSettings
+from nfl_core.schema import TensorSchema
+
+
+@dataclass(frozen=True, slots=True)
+class Try:
+    """Score a shadow that takes this share of the new levels."""
+
+    alpha: float
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """Take the shadow with this share."""
+
+    alpha: float
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """Keep the model as it is."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """A share that was tried, and the holdout score of its refitted shadow."""
+
+    alpha: float
+    score: Score
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MergeReport:
+    """What a merge did; all scores are on the holdout samples.
+
+    Attributes:
+        accepted: Whether the model changed.
+        alpha: Share of the new levels it took, 0 when refused.
+        shock: Accuracy lost by the whole new levels before any refit, as a fraction; negative when they helped at once.
+        loss_before: Of the model before the merge, nats.
+        loss_after: Of the model that stands now, nats.
+        accuracy_before: Of the model before the merge, 0 to 1.
+        accuracy_after: Of the model that stands now, 0 to 1.
+        refit_steps: Steps that the committed shadow was refitted for.
+        num_trials: Shares that were tried.
+    """
+
+    accepted: bool
+    alpha: float
+    shock: float
+    loss_before: float
+    loss_after: float
+    accuracy_before: float
+    accuracy_after: float
+    refit_steps: int
+    num_trials: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Samples:
+    """Inputs, float32 [N, *input_shape], and labels, int64 [N]."""
+
+    x: Tensor
+    y: Tensor
+
+
+def decide(before: Score, trials: Sequence[Trial], *, alphas: Sequence[float], tolerance: float) -> Try | Commit | Refuse:
+    """Say what to do after these trials: the first share in `alphas` whose loss is tolerable wins.
+
+    Args:
+        before: Holdout score of the model as it is; an infinite loss makes every finite trial tolerable.
+        trials: Those made so far, in the order of `alphas`.
+        alphas: Shares to try, descending.
+        tolerance: Tolerated rise of the loss, as a fraction of it, >= 0.
+    """
+    if trials:
+        last = trials[-1]
+        if math.isfinite(last.score.loss) and last.score.loss <= before.loss * (1.0 + tolerance):
+            return Commit(last.alpha)
+    return Try(alphas[len(trials)]) if len(trials) < len(alphas) else Refuse()
+
+
+def merge(
+    module: NestedModel,
+    *,
+    incoming: Mapping[str, FloatArray],
+    schema: TensorSchema,
+    holdout: Samples,
+    train: Samples,
+    settings: LearningSettings,
+    generator: torch.Generator,
+) -> MergeReport:
+    """Merge new shared levels into `module`, or leave it untouched.
+
+    Args:
+        module: Changed only by a commit, at the very end.
+        incoming: Every shared tensor of `schema`, float32, and nothing else.
+        schema: Says what is shared.
+        holdout: Judges the shadows; must not be in `train`. 45 samples or more are advisable.
+        train: The refit learns from these.
+        settings: Shares, tolerance and refit.
+        generator: Draws the refit's batches.
+
+    Raises:
+        SchemaError: `incoming` is not exactly the shared tensors.
+        LearningError: There are no samples to judge by.
+    """
+    _check(incoming, schema)
+    if not len(holdout.y) or not len(train.y):
+        raise LearningError(f"merge got {len(holdout.y)} holdout and {len(train.y)} training samples, expected some of both")
+    before = score(module, holdout.x, holdout.y)
+    old = state_of(module)
+    shock = 0.0
+    trials: list[Trial] = []
+    shadow = module
+    while True:
+        action = decide(before, trials, alphas=settings.merge_alphas, tolerance=settings.merge_tolerance)
+        if not isinstance(action, Try):
+            break
+        shadow = copy.deepcopy(module)
+        load_state(shadow, mix(old, incoming, alpha=action.alpha), partial=True)
+        if not trials:
+            shock = before.accuracy - score(shadow, holdout.x, holdout.y).accuracy
+        refit(
+            shadow,
+            cache_features(shadow, train.x, train.y),
+            num_steps=settings.refit_steps,
+            batch_size=settings.batch_size,
+            learning_rate=settings.refit_learning_rate,
+            generator=generator,
+        )
+        trials.append(Trial(alpha=action.alpha, score=score(shadow, holdout.x, holdout.y)))
+    accepted = isinstance(action, Commit)
+    if accepted:
+        load_state(module, state_of(shadow))
+    after = trials[-1].score if accepted else before
+    return MergeReport(
+        accepted=accepted,
+        alpha=action.alpha if isinstance(action, Commit) else 0.0,
+        shock=shock,
+        loss_before=before.loss,
+        loss_after=after.loss,
+        accuracy_before=before.accuracy,
+        accuracy_after=after.accuracy,
+        refit_steps=settings.refit_steps if accepted else 0,
+        num_trials=len(trials),
+    )
+
+
+def mix(old: Mapping[str, FloatArray], new: Mapping[str, FloatArray], *, alpha: float) -> dict[str, FloatArray]:
+    """Return old + alpha * (new - old) for every tensor of `new`; exactly `new` when alpha is one."""
+    if alpha == 1.0:
+        return dict(new)
+    return {name: (old[name] + alpha * (new[name] - old[name])).astype("float32") for name in new}
+
+
+def _check(incoming: Mapping[str, FloatArray], schema: TensorSchema) -> None:
+    expected = {tensor.name: tensor.shape for tensor in schema.shared}
+    if set(incoming) != set(expected):
+        raise SchemaError(f"merge got tensors that differ in {sorted(set(incoming) ^ set(expected))[:3]} from the shared ones")
+    for name, shape in expected.items():
+        if incoming[name].shape != shape:
+            raise SchemaError(f"tensor {name!r} has shape {incoming[name].shape}, expected {shape}")

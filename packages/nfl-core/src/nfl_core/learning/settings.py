@@ -1,0 +1,43 @@
+"""The numbers that steer learning on one device; defaults from the experiment in docs/adr/0003."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nfl_core.errors import ConfigError
+
+# Tried from the left: whole new levels first, no new levels last (facts of merging by line search).
+MERGE_ALPHAS = (1.0, 0.75, 0.5, 0.25)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LearningSettings:
+    """Settings of training and merging.
+
+    Attributes:
+        learning_rate: Of every level that does not name its own, > 0.
+        batch_size: Samples a step, >= 1.
+        epochs_per_update: Passes over the training samples in one micro-update, >= 1.
+        refit_steps: Steps of the fast level on cached features after a merge, >= 0.
+        refit_learning_rate: Of these steps, > 0.
+        merge_tolerance: By how much the holdout loss may rise in an accepted merge, as a fraction of it, >= 0.
+        merge_alphas: Shares of the new levels that a merge tries, descending within (0, 1].
+    """
+
+    learning_rate: float = 0.05
+    batch_size: int = 32
+    epochs_per_update: int = 2
+    refit_steps: int = 20
+    refit_learning_rate: float = 0.05
+    merge_tolerance: float = 0.05
+    merge_alphas: tuple[float, ...] = MERGE_ALPHAS
+
+    def __post_init__(self) -> None:
+        """Check the ranges. Raises ConfigError."""
+        if self.learning_rate <= 0 or self.refit_learning_rate <= 0:
+            raise ConfigError(f"learning rates are {self.learning_rate} and {self.refit_learning_rate}, expected > 0")
+        if min(self.batch_size, self.epochs_per_update) < 1 or self.refit_steps < 0 or self.merge_tolerance < 0:
+            raise ConfigError(f"learning settings out of range: {self}")
+        descending = list(self.merge_alphas) == sorted(set(self.merge_alphas), reverse=True)
+        if not self.merge_alphas or not descending or not 0 < self.merge_alphas[-1] <= self.merge_alphas[0] <= 1:
+            raise ConfigError(f"merge alphas are {self.merge_alphas}, expected some, descending, within (0, 1]")
