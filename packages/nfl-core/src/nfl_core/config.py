@@ -191,6 +191,8 @@ class FleetConfig(_Section):
         if len(set(ports)) != len(ports):
             doubled = sorted({f"{host}:{port}" for host, port in ports if ports.count((host, port)) > 1})
             raise ValueError(f"{', '.join(doubled)} is given to two services; expected one each")
+        if self.keeper.n_min > self.privacy.n_min:
+            raise ValueError(f"keeper.n_min {self.keeper.n_min} is above privacy.n_min {self.privacy.n_min}; the keeper would refuse batches")
         try:
             _ = self.spec
         except SpecError as error:
@@ -342,7 +344,13 @@ def _value(text: str, *, origin: str) -> object:
 
 def _explain(error: ValidationError, *, path: Path, origins: Mapping[str, str]) -> ConfigError:
     """Make one readable error of pydantic's list; the first finding leads, the others follow."""
-    findings = error.errors(include_url=False)
+    everything = error.errors(include_url=False)
+    # A list is also called too short when one of its entries is wrong: what is deeper says it better.
+    findings = [
+        finding
+        for finding in everything
+        if not any(len(other["loc"]) > len(finding["loc"]) and other["loc"][: len(finding["loc"])] == finding["loc"] for other in everything)
+    ]
     lines, hints = [], []
     for finding in findings:
         location = finding["loc"]
@@ -373,7 +381,7 @@ def _origin(key: str, origins: Mapping[str, str]) -> str | None:
             return origins[key]
         inside = [origin for known, origin in origins.items() if known.startswith(f"{key}.")]
         if inside:
-            return inside[0]
+            return inside[-1]  # the strongest source stands last
         key = key.rpartition(".")[0]
     return None
 

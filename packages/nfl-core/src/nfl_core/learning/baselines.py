@@ -128,9 +128,10 @@ class Cohort:
         ]
         after_local = self._scores()
         moved = [displacement(old, state_of(m), self.schema) for old, m in zip(accepted, self.models, strict=True)]
+        regions = {owner.region for owner in self.owners}
+        means = {region: self._means(moved, region=region) for region in sorted(regions)}
         for module, learner, owner, old in zip(self.models, self._learners, self.owners, accepted, strict=True):
-            means = {scope: self._mean(moved, scope=scope, region=owner.region) for scope in (Scope.REGION, Scope.GLOBAL)}
-            new = {t.name: old[t.name] + means[t.scope][t.name] for t in self.schema.shared}
+            new = {t.name: old[t.name] + means[owner.region][t.name] for t in self.schema.shared}
             load_state(module, new, partial=True)
             learner.accept()
         return RoundReport(
@@ -140,10 +141,14 @@ class Cohort:
             cpu_s=sum(report.cpu_s for report in reports),
         )
 
-    def _mean(self, moved: Sequence[Mapping[str, FloatArray]], *, scope: Scope, region: str) -> dict[str, FloatArray]:
-        members = [i for i, owner in enumerate(self.owners) if scope is Scope.GLOBAL or owner.region == region]
-        names = [tensor.name for tensor in self.schema.shared if tensor.scope is scope]
-        return weighted_mean([{name: moved[i][name] for name in names} for i in members], [self._weights[i] for i in members])
+    def _means(self, moved: Sequence[Mapping[str, FloatArray]], *, region: str) -> dict[str, FloatArray]:
+        means: dict[str, FloatArray] = {}
+        for scope in (Scope.REGION, Scope.GLOBAL):
+            members = [i for i, owner in enumerate(self.owners) if scope is Scope.GLOBAL or owner.region == region]
+            names = [tensor.name for tensor in self.schema.shared if tensor.scope is scope]
+            parts = [{name: moved[i][name] for name in names} for i in members]
+            means.update(weighted_mean(parts, [self._weights[i] for i in members]))
+        return means
 
     def _scores(self) -> tuple[float, ...]:
         return tuple(score(m, o.test.x, o.test.y).accuracy for m, o in zip(self.models, self.owners, strict=True))

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from typing_extensions import Self
+
+from nfl_core.config import LearningSection
 from nfl_core.errors import ConfigError
 
 # Tried from the left: whole new levels first, no new levels last (facts of merging by line search).
@@ -31,6 +34,21 @@ class LearningSettings:
     refit_learning_rate: float = 0.05
     merge_tolerance: float = 0.05
     merge_alphas: tuple[float, ...] = MERGE_ALPHAS
+
+    @classmethod
+    def of(cls, section: LearningSection) -> Self:
+        """Return the settings that the section `learning` of fleet.toml asks for.
+
+        Raises:
+            ConfigError: A number is out of range.
+        """
+        return cls(
+            learning_rate=section.learning_rate,
+            batch_size=section.batch_size,
+            epochs_per_update=section.epochs_per_update,
+            refit_steps=section.refit_steps,
+            refit_learning_rate=section.learning_rate,
+        )
 
     def __post_init__(self) -> None:
         """Check the ranges. Raises ConfigError."""

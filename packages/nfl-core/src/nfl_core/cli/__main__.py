@@ -1,0 +1,5 @@
+"""`python -m nfl_core.cli` is `nfl`."""
+
+from nfl_core.cli.app import main
+
+main()
