@@ -73,7 +73,9 @@ def weighted_mean(moved: Sequence[Mapping[str, FloatArray]], weights: Sequence[f
         LearningError: Nothing to average, or the weights do not sum to more than zero.
     """
     if not moved or len(moved) != len(weights) or sum(weights) <= 0:
-        raise LearningError(f"mean of {len(moved)} displacements with {len(weights)} weights, expected as many, sum > 0")
+        raise LearningError(
+            f"mean of {len(moved)} displacements with {len(weights)} weights, expected as many, sum > 0"
+        )
     shares = [np.float32(weight / sum(weights)) for weight in weights]
     return {name: _sum([share * part[name] for share, part in zip(shares, moved, strict=True)]) for name in moved[0]}
 
@@ -123,7 +125,9 @@ class Cohort:
         """Let every owner train once, then average what is shared within its scope."""
         accepted = [state_of(module) for module in self.models]
         reports = [
-            micro_update(learner, o.train.x, o.train.y, prior=label_prior(o.train.y, num_classes=learner.module.num_classes))
+            micro_update(
+                learner, o.train.x, o.train.y, prior=label_prior(o.train.y, num_classes=learner.module.num_classes)
+            )
             for learner, o in zip(self._learners, self.owners, strict=True)
         ]
         after_local = self._scores()

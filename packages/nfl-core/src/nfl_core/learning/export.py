@@ -1,10 +1,10 @@
 """The inference graph of a model, free of weights: one graph for every version.
 
-The graph has the input `x`, float32 [batch, *input_shape], and the outputs `logits`, float32 [batch, K], and `features`,
-float32 [batch, D]. Rules kept here:
+The graph has the input `x`, float32 [batch, *input_shape], and two outputs: `logits`, float32 [batch, K], and
+`features`, float32 [batch, D]. Rules kept here:
 
-* Every parameter is an initialiser under its own name. Shared ones are external: the file names them and holds no value,
-  so a session must be given them (`SessionOptions.add_external_initializers`) and refuses to load without.
+* Every parameter is an initialiser under its own name. Shared ones are external: the file names them and holds no
+  value, so a session must be given them (`SessionOptions.add_external_initializers`) and refuses to load without.
 * Private ones are zeros, and graph inputs as well: ONNX Runtime lists them among the overridable initialisers, and they
   are fed anew at each run. A device that has learned nothing yet need not feed them.
 * The bytes depend on the architecture and the versions of the exporter alone: they are made from a copy of the model
@@ -73,8 +73,10 @@ def export_graph(module: NestedModel, schema: TensorSchema) -> bytes:
             parameter.zero_()
     try:
         graph = _trace(blank)
-    except Exception as e:  # noqa: BLE001 - the exporter promises no type; everything it does is this one step
-        raise LearningError(f"model {type(module).__name__} cannot be exported: {e}", hint="use operators that ONNX has") from e
+    except Exception as e:  # the exporter promises no type, and all it does is this one step
+        raise LearningError(
+            f"model {type(module).__name__} cannot be exported: {e}", hint="use operators that ONNX has"
+        ) from e
     _clean(graph)
     _check(graph, schema)
     onnx.checker.check_model(graph)

@@ -141,7 +141,9 @@ class NestedLearner:
                 self._close(self._lanes[name], num_batches)
 
     def accept(self, *, alpha: float = 1.0) -> None:
-        """Take note that a merge replaced the share `alpha` of the shared levels: chunks restart, memory follows `Level.state`.
+        """Take note that a merge replaced the share `alpha` of the shared levels.
+
+        Chunks restart, proximal terms pull to the new weights, and what optimizers remember follows `Level.state`.
 
         Open chunks are dropped, because their gradients belong to weights that are gone: `flush` first to keep them.
         """
@@ -161,9 +163,13 @@ class NestedLearner:
 
     def state_dict(self) -> LearnerState:
         """Return a copy of all that is needed to go on exactly here, the model's parameters apart."""
-        arrays = {name: np.array(tensor.detach().numpy(), copy=True, order="C") for name, tensor in self._tensors().items()}
+        arrays = {
+            name: np.array(tensor.detach().numpy(), copy=True, order="C") for name, tensor in self._tensors().items()
+        }
         chance = base64.b64encode(bytes(self.generator.get_state().numpy())).decode("ascii")
-        return LearnerState(arrays=arrays, text=json.dumps({"clock": self.clock.to_json(), "generator": chance}, sort_keys=True))
+        return LearnerState(
+            arrays=arrays, text=json.dumps({"clock": self.clock.to_json(), "generator": chance}, sort_keys=True)
+        )
 
     def load_state_dict(self, state: LearnerState) -> None:
         """Go on where `state_dict` was called; load the model's parameters separately.
@@ -176,7 +182,9 @@ class NestedLearner:
             raise LearningError(f"learner state differs in {sorted(set(tensors) ^ set(state.arrays))[:3]}")
         for name, tensor in tensors.items():
             if state.arrays[name].shape != tuple(tensor.shape) or state.arrays[name].dtype != np.float32:
-                raise LearningError(f"learner state {name!r} is {state.arrays[name].shape}, expected {tuple(tensor.shape)}")
+                raise LearningError(
+                    f"learner state {name!r} is {state.arrays[name].shape}, expected {tuple(tensor.shape)}"
+                )
         counters, chance = _parse(state.text)
         self.clock.load_json(counters)
         try:
@@ -212,7 +220,9 @@ class NestedLearner:
             slots = [("sum", lane.gathered), ("anchor", lane.anchors)]
             slots += [(f"memory.{slot}", tensors) for slot, tensors in lane.memory.items()]
             for slot, tensors in slots:
-                found.update({f"{slot}.{name}": tensor for name, tensor in zip(lane.names, tensors or (), strict=bool(tensors))})
+                found.update(
+                    {f"{slot}.{name}": tensor for name, tensor in zip(lane.names, tensors or (), strict=bool(tensors))}
+                )
         return found
 
 

@@ -93,7 +93,9 @@ class Samples:
     y: Tensor
 
 
-def decide(before: Score, trials: Sequence[Trial], *, alphas: Sequence[float], tolerance: float) -> Try | Commit | Refuse:
+def decide(
+    before: Score, trials: Sequence[Trial], *, alphas: Sequence[float], tolerance: float
+) -> Try | Commit | Refuse:
     """Say what to do after these trials: the first share in `alphas` whose loss is tolerable wins.
 
     Args:
@@ -136,7 +138,9 @@ def merge(
     """
     _check(incoming, schema)
     if not len(holdout.y) or not len(train.y):
-        raise LearningError(f"merge got {len(holdout.y)} holdout and {len(train.y)} training samples, expected some of both")
+        raise LearningError(
+            f"merge got {len(holdout.y)} holdout and {len(train.y)} training samples, expected some of both"
+        )
     before = score(module, holdout.x, holdout.y)
     old = state_of(module)
     shock = 0.0
@@ -186,7 +190,9 @@ def mix(old: Mapping[str, FloatArray], new: Mapping[str, FloatArray], *, alpha: 
 def _check(incoming: Mapping[str, FloatArray], schema: TensorSchema) -> None:
     expected = {tensor.name: tensor.shape for tensor in schema.shared}
     if set(incoming) != set(expected):
-        raise SchemaError(f"merge got tensors that differ in {sorted(set(incoming) ^ set(expected))[:3]} from the shared ones")
+        raise SchemaError(
+            f"merge got tensors that differ in {sorted(set(incoming) ^ set(expected))[:3]} from the shared ones"
+        )
     for name, shape in expected.items():
         if incoming[name].shape != shape:
             raise SchemaError(f"tensor {name!r} has shape {incoming[name].shape}, expected {shape}")

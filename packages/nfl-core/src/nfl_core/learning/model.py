@@ -99,7 +99,10 @@ def state_of(module: nn.Module) -> dict[str, FloatArray]:
     Raises:
         SchemaError: The module has a persistent buffer or a parameter that is not float32.
     """
-    return {name: np.array(parameter.detach().numpy(), copy=True, order="C") for name, parameter in _parameters(module).items()}
+    return {
+        name: np.array(parameter.detach().numpy(), copy=True, order="C")
+        for name, parameter in _parameters(module).items()
+    }
 
 
 def load_state(module: nn.Module, state: Mapping[str, FloatArray], *, partial: bool = False) -> None:

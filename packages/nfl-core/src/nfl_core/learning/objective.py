@@ -4,8 +4,8 @@ The joint objective has two parts. The shared levels see a balanced risk: the ge
 label prior added to its logits, so that it need not learn how often this owner meets each class. The private residual
 head is trained on the owner's own risk on top of the generic logits, whose gradient is stopped; the features see both.
 
-Source: balanced and personal risk after FedRoD (Chen and Chao, arXiv:2107.00778); that the body sees both is our choice,
-measured in docs/adr/0003.
+Source: balanced and personal risk after FedRoD (Chen and Chao, arXiv:2107.00778); that the body sees both is our
+choice, measured in docs/adr/0003.
 
 Shape legend: B batch, D features, K classes.
 """

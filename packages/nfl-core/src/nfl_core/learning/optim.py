@@ -1,4 +1,7 @@
-"""Update rules as pairs of plain functions: `init(parameters) -> memory` and `update(gradients, memory) -> (directions, memory)`.
+"""Update rules as pairs of plain functions, init and update.
+
+    memory = init(parameters)
+    directions, memory = update(gradients, memory)
 
 The learner subtracts learning rate times direction; a rule never touches a parameter. Memory is explicit, named and a
 level's own, because it is knowledge: it is saved with the device and what a merge does to it is the level's choice.

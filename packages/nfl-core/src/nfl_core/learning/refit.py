@@ -23,13 +23,13 @@ class FeatureCache:
     """Outputs of the shared levels for some samples; stale as soon as these levels change.
 
     Attributes:
-        z_ND: Features, float32.
-        generic_NK: Logits of the shared head, float32.
+        z: Features, float32 [N, D].
+        generic: Logits of the shared head, float32 [N, K].
         y: Labels, int64 [N].
     """
 
-    z_ND: Tensor
-    generic_NK: Tensor
+    z: Tensor
+    generic: Tensor
     y: Tensor
 
 
@@ -37,11 +37,17 @@ def cache_features(module: NestedModel, x: Tensor, y: Tensor) -> FeatureCache:
     """Run the shared levels once over `x`, float32 [N, *input_shape], with labels `y`, int64 [N]."""
     with torch.no_grad():
         z = module.features(x)
-        return FeatureCache(z_ND=z, generic_NK=module.generic(z), y=y)
+        return FeatureCache(z=z, generic=module.generic(z), y=y)
 
 
 def refit(
-    module: NestedModel, cache: FeatureCache, *, num_steps: int, batch_size: int, learning_rate: float, generator: torch.Generator
+    module: NestedModel,
+    cache: FeatureCache,
+    *,
+    num_steps: int,
+    batch_size: int,
+    learning_rate: float,
+    generator: torch.Generator,
 ) -> None:
     """Take steps of gradient descent on CE(generic + private(z), y), the private head alone.
 
@@ -61,7 +67,7 @@ def refit(
     parameters = list(module.private.parameters())
     picks = torch.randint(len(cache.y), (num_steps, batch_size), generator=generator)
     for pick in picks:
-        loss = F.cross_entropy(cache.generic_NK[pick] + module.residual(cache.z_ND[pick]), cache.y[pick])
+        loss = F.cross_entropy(cache.generic[pick] + module.residual(cache.z[pick]), cache.y[pick])
         gradients = torch.autograd.grad(loss, parameters)
         with torch.no_grad():
             for parameter, gradient in zip(parameters, gradients, strict=True):

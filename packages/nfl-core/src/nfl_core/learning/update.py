@@ -67,19 +67,23 @@ def micro_update(
     num_epochs = learner.settings.epochs_per_update if epochs is None else epochs
     size = learner.settings.batch_size if batch_size is None else batch_size
     if not len(y) or len(x) != len(y) or num_epochs < 1 or size < 1:
-        raise LearningError(f"micro-update got {len(x)} inputs, {len(y)} labels, {num_epochs} epochs, batches of {size}")
+        raise LearningError(
+            f"micro-update got {len(x)} inputs, {len(y)} labels, {num_epochs} epochs, batches of {size}"
+        )
     started = cpu_clock()
     means: list[float] = []
     num_steps = 0
     for _ in range(num_epochs):
         order = torch.randperm(len(y), generator=learner.generator)
-        losses = [learner.observe(x[pick], y[pick], prior=prior) for pick in order.split(size)]
+        losses = [learner.observe(x[pick], y[pick], prior=prior) for pick in torch.split(order, size)]
         means.append(float(torch.stack(losses).mean()))
         num_steps += len(losses)
     learner.flush()
     if not np.isfinite(means[-1]):
         raise LearningError(f"the loss became {means[-1]} after {num_steps} steps", hint="lower the learning rate")
-    return MicroUpdateReport(num_steps=num_steps, loss_before=means[0], loss_after=means[-1], cpu_s=cpu_clock() - started)
+    return MicroUpdateReport(
+        num_steps=num_steps, loss_before=means[0], loss_after=means[-1], cpu_s=cpu_clock() - started
+    )
 
 
 def displacement(
@@ -107,4 +111,6 @@ def deviation_scales(moved: Mapping[str, FloatArray], *, num_deviations: float =
         num_deviations: Where the scale stands, in deviations, > 0; 2.5 lost nothing at 2 bits (docs/adr/0003).
     """
     tiny = 1e-8  # a tensor that did not move still needs a step size
-    return tuple(max(tiny, num_deviations * float(np.sqrt(np.mean(np.square(d, dtype=np.float64))))) for d in moved.values())
+    return tuple(
+        max(tiny, num_deviations * float(np.sqrt(np.mean(np.square(d, dtype=np.float64))))) for d in moved.values()
+    )
