@@ -51,7 +51,9 @@ def flatten_displacement(schema: TensorSchema, displacement: Mapping[str, NDArra
             raise DeltaError(f"tensor {name!r} is missing, expected every shared tensor")
         array = displacement[name]
         if array.shape != tensor.shape or array.dtype != np.float32:
-            raise DeltaError(f"tensor {name!r} is {array.dtype} of shape {array.shape}, expected float32 of {tensor.shape}")
+            raise DeltaError(
+                f"tensor {name!r} is {array.dtype} of shape {array.shape}, expected float32 of {tensor.shape}"
+            )
         if not np.isfinite(array).all():
             raise DeltaError(f"tensor {name!r} holds a value that is not finite")
     return schema.flatten(displacement)
@@ -82,9 +84,8 @@ class Delta:
 
     def __post_init__(self) -> None:
         if self.counts_P.dtype != np.int32 or self.counts_P.shape != (self.schema.num_shared,):
-            raise DeltaError(
-                f"counts are {self.counts_P.dtype} of shape {self.counts_P.shape}, expected int32 of ({self.schema.num_shared},)"
-            )
+            expected = f"int32 of ({self.schema.num_shared},)"
+            raise DeltaError(f"counts are {self.counts_P.dtype} of shape {self.counts_P.shape}, expected {expected}")
         if self.weight < 1:
             raise DeltaError(f"the weight of a delta is {self.weight}, expected at least 1")
         expand_scales(self.scales, self.schema.sizes)
@@ -124,7 +125,9 @@ class Delta:
         x_P = flatten_displacement(schema, displacement)
         q_P, left_P = quantise(x_P, expand_scales(scales, schema.sizes), bits, residual_P=residual_P)
         counts_P = q_P.astype(np.int64) * weight
-        return cls(schema=schema, base=base, counts_P=_narrow(counts_P), weight=weight, scales=scales, bits=bits), left_P
+        return cls(
+            schema=schema, base=base, counts_P=_narrow(counts_P), weight=weight, scales=scales, bits=bits
+        ), left_P
 
     @property
     def schema_fingerprint(self) -> Digest:
@@ -158,7 +161,9 @@ class Delta:
 
     def mean(self) -> NDArray[np.float32]:
         """Return the weighted mean displacement, float32 [P]."""
-        return dequantise_mean(self.counts_P, self.weight, scales_P=expand_scales(self.scales, self.schema.sizes), bits=self.bits)
+        return dequantise_mean(
+            self.counts_P, self.weight, scales_P=expand_scales(self.scales, self.schema.sizes), bits=self.bits
+        )
 
 
 def _narrow(counts_P: NDArray[np.int64]) -> NDArray[np.int32]:

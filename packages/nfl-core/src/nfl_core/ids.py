@@ -125,8 +125,8 @@ def _number(value: int, what: str) -> int:
 def canonical_json(value: object) -> bytes:
     """Return the one ASCII form of a JSON value: sorted keys, no spaces, no NaN.
 
-    Equal values give equal bytes in every Python, so that a digest of it is a fingerprint. Numbers keep Python's shortest
-    form; use whole numbers and strings where other languages must find the same bytes.
+    Equal values give equal bytes in every Python, so that a digest of it is a fingerprint. Numbers keep Python's
+    shortest form; use whole numbers and strings where other languages must find the same bytes.
 
     Raises:
         ValueError: `value` holds NaN or an infinity.

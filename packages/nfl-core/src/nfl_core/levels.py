@@ -1,6 +1,6 @@
 """Levels of a nested model: which parameters change how often, and who shares them.
 
-A spec is a stack of levels, fastest first. It decides for every parameter the one level that owns it, and keeps these rules:
+A spec is a stack of levels, fastest first. It decides for every parameter the one level that owns it. Its rules:
 
 * every parameter is in exactly one level, and every level owns at least one parameter;
 * names are unique; periods do not shrink and each divides the next, so that slow steps fall on fast ones;
@@ -108,8 +108,8 @@ class NestedSpec:
         for level in self.levels:
             if level.scope is Scope.PRIVATE and (level.sync_every != 1 or level.prox):
                 raise SpecError(
-                    f"private level {level.name!r} has sync_every {level.sync_every} and prox {level.prox}, expected none: "
-                    "nobody shares it"
+                    f"private level {level.name!r} has sync_every {level.sync_every} and prox {level.prox}, "
+                    "expected none: nobody shares it"
                 )
 
     @classmethod
@@ -169,7 +169,7 @@ class NestedSpec:
         """Name what is allowed but seldom meant: a slower level that fewer devices share."""
         order = [Scope.PRIVATE, Scope.REGION, Scope.GLOBAL]
         return tuple(
-            f"level {slow.name!r} ({slow.scope.value}) is slower than {fast.name!r} ({fast.scope.value}) but fewer share it"
+            f"{slow.name!r} ({slow.scope.value}) is slower than {fast.name!r} ({fast.scope.value}), yet fewer share it"
             for fast, slow in pairwise(self.levels)
             if order.index(slow.scope) < order.index(fast.scope)
         )

@@ -55,7 +55,9 @@ class TensorSpec:
         if not _NAME.fullmatch(self.name):
             raise SchemaError(f"tensor name is {self.name[:80]!r}, expected 1 to 200 of A-Z, a-z, 0-9, _, . and -")
         if any(size < 1 for size in self.shape) or self.num_values > MAX_VALUES:
-            raise SchemaError(f"tensor {self.name!r} has shape {self.shape}, expected sizes >= 1 and at most {MAX_VALUES} values")
+            raise SchemaError(
+                f"tensor {self.name!r} has shape {self.shape}, expected sizes >= 1 and at most {MAX_VALUES} values"
+            )
 
     @property
     def num_values(self) -> int:
@@ -175,7 +177,9 @@ class TensorSchema:
                 return slice(start, start + tensor.num_values)
         raise NotFoundError(f"no shared tensor {name!r} in the schema")
 
-    def flatten(self, tensors: Mapping[str, NDArray[np.float32]], names: Sequence[str] | None = None) -> NDArray[np.float32]:
+    def flatten(
+        self, tensors: Mapping[str, NDArray[np.float32]], names: Sequence[str] | None = None
+    ) -> NDArray[np.float32]:
         """Join tensors into one vector.
 
         Args:
@@ -222,7 +226,8 @@ class TensorSchema:
     def to_json(self) -> str:
         """Return the canonical JSON of the schema."""
         rows = [
-            {"name": t.name, "shape": list(t.shape), "dtype": t.dtype, "level": t.level, "scope": t.scope.value} for t in self.tensors
+            {"name": t.name, "shape": list(t.shape), "dtype": t.dtype, "level": t.level, "scope": t.scope.value}
+            for t in self.tensors
         ]
         return canonical_json({"tensors": rows}).decode()
 
@@ -240,7 +245,8 @@ class TensorSchema:
             raise SchemaError(f"not the JSON of a schema: {str(error)[:200]}") from error
         return cls(
             tuple(
-                TensorSpec(name=row.name, shape=row.shape, dtype=row.dtype, level=row.level, scope=row.scope) for row in document.tensors
+                TensorSpec(name=row.name, shape=row.shape, dtype=row.dtype, level=row.level, scope=row.scope)
+                for row in document.tensors
             )
         )
 

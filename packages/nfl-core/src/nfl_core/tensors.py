@@ -1,8 +1,8 @@
 """Strict safetensors: bytes from anybody become arrays only when every rule holds.
 
 Refused: a header that is larger than 1 MiB or not one JSON object, a key that stands twice, metadata, a type outside
-`DTYPES`, offsets that overlap, leave a gap or do not end at the end of the file, NaN and infinities, and, where the reader
-says what it expects, a name, shape or type that is missing, extra or different.
+`DTYPES`, offsets that overlap, leave a gap or do not end at the end of the file, NaN and infinities, and, where the
+reader says what it expects, a name, shape or type that is missing, extra or different.
 
     >>> read_tensors(write_tensors({"w": np.zeros(2, np.float32)}), {"w": ((2,), "float32")}, max_bytes=1024)
     {'w': array([0., 0.], dtype=float32)}
@@ -41,7 +41,9 @@ DTYPES = {
 }
 
 
-def read_tensors(data: bytes, expected: Mapping[str, tuple[tuple[int, ...], str]] | None, *, max_bytes: int) -> dict[str, Array]:
+def read_tensors(
+    data: bytes, expected: Mapping[str, tuple[tuple[int, ...], str]] | None, *, max_bytes: int
+) -> dict[str, Array]:
     """Read a safetensors file strictly.
 
     Args:
@@ -63,7 +65,9 @@ def read_tensors(data: bytes, expected: Mapping[str, tuple[tuple[int, ...], str]
     for name, entry in header.items():
         shape, dtype, begin, end = _entry(name, entry)
         if start + begin != position or end - begin != math.prod(shape) * dtype.itemsize or start + end > len(data):
-            raise TensorFileError(f"tensor {name!r} has offsets {begin} to {end}, expected to follow the tensor before and to fit its shape")
+            raise TensorFileError(
+                f"tensor {name!r} has offsets {begin} to {end}, expected to follow the one before and to fit {shape}"
+            )
         position = start + end
         array = np.frombuffer(data, dtype, count=math.prod(shape), offset=start + begin).reshape(shape).copy()
         if dtype.kind == "f" and not np.isfinite(array).all():
@@ -85,7 +89,9 @@ def write_tensors(tensors: Mapping[str, Array]) -> bytes:
     plain = {}
     for name, array in tensors.items():
         if array.dtype.name not in DTYPES.values():
-            raise TensorFileError(f"tensor {name!r} has type {array.dtype}, expected one of {', '.join(DTYPES.values())}")
+            raise TensorFileError(
+                f"tensor {name!r} has type {array.dtype}, expected one of {', '.join(DTYPES.values())}"
+            )
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise TensorFileError(f"tensor {name!r} holds a value that is not finite")
         plain[name] = np.ascontiguousarray(array).reshape(array.shape)
@@ -120,7 +126,9 @@ def _header(data: bytes) -> tuple[dict[str, object], int]:
     """Return the header's entries in file order and where the values begin."""
     num_bytes = int.from_bytes(data[:_LENGTH_BYTES], "little")
     if len(data) < _LENGTH_BYTES or num_bytes > min(MAX_HEADER_BYTES, len(data) - _LENGTH_BYTES):
-        raise TensorFileError(f"a tensor file of {len(data)} bytes announces a header of {num_bytes}, expected it to fit and at most 1 MiB")
+        raise TensorFileError(
+            f"a tensor file of {len(data)} bytes announces a header of {num_bytes}, expected it to fit in 1 MiB"
+        )
     try:
         header = json.loads(data[_LENGTH_BYTES : _LENGTH_BYTES + num_bytes], object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:
@@ -138,7 +146,9 @@ def _entry(name: str, entry: object) -> tuple[tuple[int, ...], np.dtype[np.gener
             sound = not rest and code in DTYPES and all(type(size) is int and size >= 0 for size in shape)
             if sound and type(begin) is int and type(end) is int and 0 <= begin <= end:
                 return tuple(shape), np.dtype(DTYPES[code]).newbyteorder("<"), begin, end
-    raise TensorFileError(f"tensor {name[:80]!r} is described by {str(entry)[:120]}, expected dtype, shape and data_offsets")
+    raise TensorFileError(
+        f"tensor {name[:80]!r} is described by {str(entry)[:120]}, expected dtype, shape and data_offsets"
+    )
 
 
 def _compare(tensors: Mapping[str, Array], expected: Mapping[str, tuple[tuple[int, ...], str]]) -> None:
@@ -148,7 +158,9 @@ def _compare(tensors: Mapping[str, Array], expected: Mapping[str, tuple[tuple[in
     for name, (shape, dtype) in expected.items():
         array = tensors[name]
         if array.shape != tuple(shape) or array.dtype.name != dtype:
-            raise TensorFileError(f"tensor {name!r} is {array.dtype} of shape {array.shape}, expected {dtype} of {tuple(shape)}")
+            raise TensorFileError(
+                f"tensor {name!r} is {array.dtype} of shape {array.shape}, expected {dtype} of {tuple(shape)}"
+            )
 
 
 def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:

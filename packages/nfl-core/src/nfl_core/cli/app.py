@@ -1,8 +1,8 @@
 """The `nfl` command: options that every verb knows, verbs from entry points, errors in three lines.
 
 A package adds a verb with an entry point of the group `nfl.commands`: a `typer.Typer` becomes a group of that name, a
-plain function a command. Only the verb that is called is loaded; `nfl --help` loads each verb's module, so these modules
-import heavy libraries inside their functions.
+plain function a command. Only the verb that is called is loaded; `nfl --help` loads each verb's module, so these
+modules import heavy libraries inside their functions.
 """
 
 from __future__ import annotations
@@ -79,7 +79,12 @@ def _broken(error: BrokenVerbError, name: str) -> typer.core.TyperCommand:
     def fail() -> None:
         raise error
 
-    return typer.core.TyperCommand(name, callback=fail, help=f"(cannot be loaded: {error.message})", context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
+    return typer.core.TyperCommand(
+        name,
+        callback=fail,
+        help=f"(cannot be loaded: {error.message})",
+        context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+    )
 
 
 class Verbs(typer.core.TyperGroup):
@@ -87,10 +92,12 @@ class Verbs(typer.core.TyperGroup):
 
     def list_commands(self, ctx: object) -> list[str]:
         """Return the names of all verbs."""
+        del ctx  # the verbs are the same in every context
         return sorted(verbs())
 
     def get_command(self, ctx: object, cmd_name: str) -> typer.core.TyperGroup | typer.core.TyperCommand | None:
         """Return one verb, None when there is none of that name."""
+        del ctx
         point = verbs().get(cmd_name)
         if point is None:
             return None
@@ -111,14 +118,22 @@ app = typer.Typer(
 
 @app.callback()
 def root(
-    home: Annotated[Path | None, typer.Option(envvar="NFL_HOME", help="Folder of the fleet.", show_default=".nfl")] = None,
+    home: Annotated[
+        Path | None, typer.Option(envvar="NFL_HOME", help="Folder of the fleet.", show_default=".nfl")
+    ] = None,
     output: Annotated[Output, typer.Option("--output", "-o", help="Form of the result.")] = Output.TEXT,
     *,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and debug logs.")] = False,
 ) -> None:
     """Federated nested learning: fleets of devices that learn for their owners and from each other."""
-    set_invocation(Invocation(home=default_home() if home is None else home.expanduser().absolute(), output=output, debug=debug))
-    logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    set_invocation(
+        Invocation(home=default_home() if home is None else home.expanduser().absolute(), output=output, debug=debug)
+    )
+    logging.basicConfig(
+        level=logging.DEBUG if debug else logging.WARNING,
+        format="%(levelname)s %(name)s: %(message)s",
+        stream=sys.stderr,
+    )
 
 
 def options_first(arguments: Sequence[str]) -> list[str]:
@@ -158,9 +173,9 @@ def run(command: Callable[[], object]) -> int:
         return int(ExitCode.INTERRUPTED)
     except BrokenPipeError:  # the reader of stdout, for instance `head`, has gone
         return int(ExitCode.OK)
-    except Exception as error:  # noqa: BLE001  # the border of the process: whatever it is, say it and fail
+    except Exception as error:  # the border of the process: say it and fail
         logging.getLogger(__name__).debug("internal error", exc_info=True)
-        wrapped = InternalError(f"{type(error).__name__}: {error}", hint="run the command again with --debug and report what it prints")
+        wrapped = InternalError(f"{type(error).__name__}: {error}")
         wrapped.__cause__ = error.__cause__
         emit_error(wrapped)
         return int(ExitCode.FAILED)

@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Show, check and describe fleet.toml.", no_args_is_help=True)
 
-_Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one value, for instance root.host=10.0.0.1.")]
+_Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override one value, for instance root.host=10.0.0.1."),
+]
 
 
 @app.command()
@@ -34,8 +37,10 @@ def check(changes: _Set = None) -> None:
     """Check fleet.toml; exit 3 and name what is wrong when it does not hold together."""
     config = _load(changes).config
     advice = config.spec.advice()
-    lines = [f"{invocation().fleet_file} is valid: fleet {config.fleet.name}, {len(config.leaves)} leaves, {len(config.levels)} levels"]
-    emit_result({"valid": True, "advice": list(advice)}, text="\n".join([*lines, *(f"note: {line}" for line in advice)]))
+    lines = [f"{invocation().fleet_file} is valid: fleet {config.fleet.name}, {len(config.leaves)} leaves"]
+    emit_result(
+        {"valid": True, "advice": list(advice)}, text="\n".join([*lines, *(f"note: {line}" for line in advice)])
+    )
 
 
 @app.command()
@@ -63,15 +68,15 @@ def _rows(loaded: LoadedFleet) -> dict[str, tuple[object, str]]:
     rows: dict[str, tuple[object, str]] = {}
 
     def walk(value: object, key: str) -> None:
-        children = value.items() if isinstance(value, dict) else enumerate(value) if _is_table_list(value) else ()
+        if isinstance(value, dict):
+            children = list(value.items())
+        elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
+            children = list(enumerate(value))
+        else:
+            rows[key] = (value, loaded.origins.get(key, "default"))
+            return
         for name, child in children:
             walk(child, f"{key}.{name}" if key else str(name))
-        if not isinstance(value, dict) and not _is_table_list(value):
-            rows[key] = (value, loaded.origins.get(key, "default"))
 
     walk(loaded.config.model_dump(mode="json"), "")
     return rows
-
-
-def _is_table_list(value: object) -> bool:
-    return isinstance(value, list) and any(isinstance(item, dict) for item in value)

@@ -25,7 +25,7 @@ SCHEMA = "nfl/1"
 HOME_VARIABLE = "NFL_HOME"
 DEFAULT_HOME = Path(".nfl")
 
-JsonValue: TypeAlias = "None | bool | int | float | str | Sequence[JsonValue] | Mapping[str, JsonValue]"
+JsonValue: TypeAlias = "bool | int | float | str | Sequence[JsonValue] | Mapping[str, JsonValue] | None"
 
 
 class Output(str, Enum):
@@ -90,7 +90,7 @@ def emit_result(data: object, *, text: RenderableType | None = None) -> None:
     """Print the result of a command, once.
 
     Args:
-        data: A pydantic model, a dataclass, or what JSON can say; enums, paths and datetimes inside are written as text.
+        data: A pydantic model, a dataclass, or what JSON can say; enums, paths and datetimes inside become text.
         text: How a person reads it; None: a plain list of `data`.
     """
     plain = to_json(data)
@@ -103,9 +103,14 @@ def emit_result(data: object, *, text: RenderableType | None = None) -> None:
 
 
 def emit_error(error: NflError) -> None:
-    """Print an error: three lines on stderr (what, why, what to do), and its document on stdout with `--output json`."""
+    """Print an error: three lines on stderr (what, why, what to do); with `--output json` also a document on stdout."""
     if invocation().output is Output.JSON:
-        found = {"code": error.code, "message": error.message, "hint": error.hint, "exit_code": int(error.exit_code)}
+        found: JsonValue = {
+            "code": error.code,
+            "message": error.message,
+            "hint": error.hint,
+            "exit_code": int(error.exit_code),
+        }
         print_json({"schema": SCHEMA, "ok": False, "error": found})
     console = stderr()
     for label, style, line in (

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import EntryPoint, PackageNotFoundError, version
 
 import typer
 from rich.table import Table
@@ -67,34 +67,43 @@ def _python() -> list[Finding]:
 
 
 def _packages() -> list[Finding]:
-    found: dict[str, str] = {}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
+    found = {name: number for name in PACKAGES if (number := _version(name)) is not None}
     listed = ", ".join(f"{name} {number}" for name, number in found.items())
     trains = {number.rsplit(".", 1)[0] for number in found.values()}
     if len(trains) > 1:
-        return [Finding(check="packages", state=State.FAILED, found=listed, fix="install versions of one train, for instance all 0.1.x")]
+        fix = "install versions of one train, for instance all 0.1.x"
+        return [Finding(check="packages", state=State.FAILED, found=listed, fix=fix)]
     return [Finding(check="packages", state=State.OK, found=listed)]
 
 
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
 def _verbs() -> list[Finding]:
-    findings = []
-    for name, point in sorted(verbs().items()):
-        try:
-            load_verb(point)
-        except NflError as error:
-            cause = error.__cause__
-            findings.append(Finding(check=f"verb {name}", state=State.FAILED, found=f"{error.message}: {cause}", fix=error.hint))
-    return findings or [Finding(check="verbs", state=State.OK, found=", ".join(sorted(verbs())))]
+    points = verbs()
+    broken = [finding for name in sorted(points) if (finding := _broken_verb(points[name])) is not None]
+    return broken or [Finding(check="verbs", state=State.OK, found=", ".join(sorted(points)))]
+
+
+def _broken_verb(point: EntryPoint) -> Finding | None:
+    try:
+        load_verb(point)
+    except NflError as error:
+        found = f"{error.message}: {error.__cause__}"
+        return Finding(check=f"verb {point.name}", state=State.FAILED, found=found, fix=error.hint)
+    return None
 
 
 def _home() -> list[Finding]:
     home = invocation().home
     if not home.exists():
-        return [Finding(check="home", state=State.NOTE, found=f"{home} does not exist", fix="`nfl cluster init` makes it")]
+        return [
+            Finding(check="home", state=State.NOTE, found=f"{home} does not exist", fix="`nfl cluster init` makes it")
+        ]
     probe = home / f".doctor-{os.getpid()}"
     try:
         write_file(probe, b"probe")
@@ -104,7 +113,14 @@ def _home() -> list[Finding]:
     free_bytes = shutil.disk_usage(home).free
     found = f"{home}, {free_bytes / 1e9:.1f} GB free"
     if free_bytes < MIN_FREE_BYTES:
-        return [Finding(check="home", state=State.NOTE, found=found, fix=f"free some space, {MIN_FREE_BYTES / 1e9:.0f} GB are advised")]
+        return [
+            Finding(
+                check="home",
+                state=State.NOTE,
+                found=found,
+                fix=f"free some space, {MIN_FREE_BYTES / 1e9:.0f} GB are advised",
+            )
+        ]
     return [Finding(check="home", state=State.OK, found=found)]
 
 
@@ -113,12 +129,16 @@ def _fleet() -> list[Finding]:
 
     path = invocation().fleet_file
     if not path.exists():
-        return [Finding(check="fleet.toml", state=State.NOTE, found=f"no file {path}", fix="`nfl cluster init` makes it")]
+        return [
+            Finding(check="fleet.toml", state=State.NOTE, found=f"no file {path}", fix="`nfl cluster init` makes it")
+        ]
     try:
         config = load_fleet(path)
     except NflError as error:
         return [Finding(check="fleet.toml", state=State.FAILED, found=error.message, fix=error.hint)]
-    return [Finding(check="fleet.toml", state=State.OK, found=f"fleet {config.fleet.name}, {len(config.leaves)} leaves")]
+    return [
+        Finding(check="fleet.toml", state=State.OK, found=f"fleet {config.fleet.name}, {len(config.leaves)} leaves")
+    ]
 
 
 CHECKS: tuple[Callable[[], list[Finding]], ...] = (_python, _packages, _verbs, _home, _fleet)

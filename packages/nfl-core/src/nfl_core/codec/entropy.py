@@ -1,5 +1,6 @@
 """Lossless compression (zstd) with a wall against bombs: nothing larger than the reader allows is ever allocated.
 
+Example:
     >>> decompress(compress(b"aaaa"), max_bytes=4)
     b'aaaa'
 """

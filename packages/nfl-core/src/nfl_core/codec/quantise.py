@@ -7,7 +7,7 @@ Rules:
 * one scale a tensor, the same for every device of a round: integers of all devices add up in any order;
 * step = scale / qmax, qmax = 2**(bits - 1) - 1, nearest rounding, clipped to +-qmax; two bits are ternary;
 * error feedback: what a device could not send, it keeps and adds next time, so nothing is lost over time;
-* value i of a packed vector stands in bits [i k, (i + 1) k) of a little-endian bit string; the spare bits at its end are zero.
+* value i of a packed vector stands in bits [i k, (i + 1) k) of a little-endian bit string; spare last bits are zero.
 
     >>> q_P, residual_P = quantise(np.float32([0.3, -0.9]), np.float32([1.0, 1.0]), 2)
     >>> q_P, residual_P
@@ -50,8 +50,8 @@ def modulus_bits(bits: int, max_weighted_batch: int) -> int:
         max_weighted_batch: Largest contributions of a batch times largest weight, >= 1.
 
     Returns:
-        bits + ceil(log2(max_weighted_batch)). Every sum of counts lies in [-2**(k-1), 2**(k-1)) and every sum of weights
-        in [0, 2**k), so both come back exactly from their residue.
+        bits + ceil(log2(max_weighted_batch)). Every sum of counts lies in [-2**(k-1), 2**(k-1)) and every sum of
+        weights in [0, 2**k), so both come back exactly from their residue.
 
     Raises:
         DeltaError: The result would not fit in 32 bits, or an argument is out of range.
@@ -61,7 +61,7 @@ def modulus_bits(bits: int, max_weighted_batch: int) -> int:
         raise DeltaError(f"largest weighted batch is {max_weighted_batch}, expected at least 1")
     result = bits + (max_weighted_batch - 1).bit_length()
     if result > MAX_MODULUS_BITS:
-        raise DeltaError(f"{bits} bits and a weighted batch of {max_weighted_batch} need {result} bits, expected at most 32")
+        raise DeltaError(f"{bits} bits and a weighted batch of {max_weighted_batch} need {result}, expected at most 32")
     return result
 
 

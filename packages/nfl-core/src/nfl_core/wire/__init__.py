@@ -6,8 +6,8 @@ things are signed. The generated modules are checked in; `nox -s wire` makes the
 
 import os
 
-# Holds grpcio to TLS 1.3: the only TLS 1.2 suite left is one that no certificate can use. gRPC reads it once, when it is
-# imported, and this package is where the product's first `import grpc` happens.
+# Holds grpcio to TLS 1.3: the only TLS 1.2 suite left is one that no certificate can use. gRPC reads it once, when it
+# is imported, and this package is where the product's first `import grpc` happens.
 os.environ.setdefault("GRPC_SSL_CIPHER_SUITES", "ECDHE-PSK-AES128-CBC-SHA")
 
 __all__ = ["limits"]

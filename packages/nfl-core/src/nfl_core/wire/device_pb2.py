@@ -4,61 +4,56 @@
 # source: device.proto
 # Protobuf Python Version: 7.35.1
 """Generated protocol buffer code."""
+
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import descriptor_pool as _descriptor_pool
 from google.protobuf import runtime_version as _runtime_version
 from google.protobuf import symbol_database as _symbol_database
 from google.protobuf.internal import builder as _builder
-_runtime_version.ValidateProtobufRuntimeVersion(
-    _runtime_version.Domain.PUBLIC,
-    7,
-    35,
-    1,
-    '',
-    'device.proto'
-)
+
+_runtime_version.ValidateProtobufRuntimeVersion(_runtime_version.Domain.PUBLIC, 7, 35, 1, "", "device.proto")
 # @@protoc_insertion_point(imports)
 
 _sym_db = _symbol_database.Default()
 
 
-
-
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x0c\x64\x65vice.proto\x12\rnfl.device.v1\"v\n\x0cHelloRequest\x12\x15\n\ragent_version\x18\x01 \x01(\t\x12\x19\n\x11installed_version\x18\x02 \x01(\x03\x12\x18\n\x10installed_digest\x18\x03 \x01(\t\x12\x1a\n\x12schema_fingerprint\x18\x04 \x01(\t\"z\n\nHelloReply\x12\x0e\n\x06policy\x18\x01 \x01(\x0c\x12\x16\n\x0enewest_version\x18\x02 \x01(\x03\x12\x15\n\rbundle_target\x18\x03 \x01(\t\x12\x15\n\rnewest_digest\x18\x04 \x01(\t\x12\x16\n\x0eretry_after_ms\x18\x05 \x01(\r\"P\n\x12\x43ontributionHeader\x12\x17\n\x0f\x63ontribution_id\x18\x01 \x01(\t\x12\x11\n\tnum_bytes\x18\x02 \x01(\x04\x12\x0e\n\x06sha256\x18\x03 \x01(\t\"]\n\x0e\x43ontributePart\x12\x33\n\x06header\x18\x01 \x01(\x0b\x32!.nfl.device.v1.ContributionHeaderH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"[\n\x0c\x43ontribution\x12\x11\n\tstatement\x18\x01 \x01(\x0c\x12\x0e\n\x06masked\x18\x02 \x01(\x0c\x12\x12\n\nnum_values\x18\x03 \x01(\r\x12\x14\n\x0cmodulus_bits\x18\x04 \x01(\r\"\xa9\x01\n\x15\x43ontributionStatement\x12\x17\n\x0f\x63ontribution_id\x18\x01 \x01(\t\x12\x11\n\tpolicy_id\x18\x02 \x01(\x04\x12\x15\n\rpolicy_sha256\x18\x03 \x01(\t\x12\x13\n\x0b\x62\x61se_digest\x18\x04 \x01(\t\x12\x0c\n\x04leaf\x18\x05 \x01(\t\x12\x15\n\rsha256_masked\x18\x06 \x01(\t\x12\x13\n\x0bsealed_seed\x18\x07 \x01(\x0c\"\x19\n\x07Receipt\x12\x0e\n\x06signed\x18\x01 \x01(\x0c\"v\n\x10ReceiptStatement\x12\x17\n\x0f\x63ontribution_id\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x12\x0c\n\x04leaf\x18\x03 \x01(\t\x12\x11\n\tpolicy_id\x18\x04 \x01(\x04\x12\x18\n\x10received_at_unix\x18\x05 \x01(\x03\",\n\x0c\x46\x65tchRequest\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x04\"8\n\tFetchPart\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\r\n\x05total\x18\x03 \x01(\x04\"\xab\x01\n\rReportRequest\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x19\n\x11installed_version\x18\x02 \x01(\x03\x12<\n\x08\x63ounters\x18\x03 \x03(\x0b\x32*.nfl.device.v1.ReportRequest.CountersEntry\x1a/\n\rCountersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"%\n\x0bReportReply\x12\x16\n\x0eretry_after_ms\x18\x01 \x01(\r2\x96\x02\n\x06\x44\x65vice\x12?\n\x05Hello\x12\x1b.nfl.device.v1.HelloRequest\x1a\x19.nfl.device.v1.HelloReply\x12\x45\n\nContribute\x12\x1d.nfl.device.v1.ContributePart\x1a\x16.nfl.device.v1.Receipt(\x01\x12@\n\x05\x46\x65tch\x12\x1b.nfl.device.v1.FetchRequest\x1a\x18.nfl.device.v1.FetchPart0\x01\x12\x42\n\x06Report\x12\x1c.nfl.device.v1.ReportRequest\x1a\x1a.nfl.device.v1.ReportReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(
+    b'\n\x0c\x64\x65vice.proto\x12\rnfl.device.v1"v\n\x0cHelloRequest\x12\x15\n\ragent_version\x18\x01 \x01(\t\x12\x19\n\x11installed_version\x18\x02 \x01(\x03\x12\x18\n\x10installed_digest\x18\x03 \x01(\t\x12\x1a\n\x12schema_fingerprint\x18\x04 \x01(\t"z\n\nHelloReply\x12\x0e\n\x06policy\x18\x01 \x01(\x0c\x12\x16\n\x0enewest_version\x18\x02 \x01(\x03\x12\x15\n\rbundle_target\x18\x03 \x01(\t\x12\x15\n\rnewest_digest\x18\x04 \x01(\t\x12\x16\n\x0eretry_after_ms\x18\x05 \x01(\r"P\n\x12\x43ontributionHeader\x12\x17\n\x0f\x63ontribution_id\x18\x01 \x01(\t\x12\x11\n\tnum_bytes\x18\x02 \x01(\x04\x12\x0e\n\x06sha256\x18\x03 \x01(\t"]\n\x0e\x43ontributePart\x12\x33\n\x06header\x18\x01 \x01(\x0b\x32!.nfl.device.v1.ContributionHeaderH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part"[\n\x0c\x43ontribution\x12\x11\n\tstatement\x18\x01 \x01(\x0c\x12\x0e\n\x06masked\x18\x02 \x01(\x0c\x12\x12\n\nnum_values\x18\x03 \x01(\r\x12\x14\n\x0cmodulus_bits\x18\x04 \x01(\r"\xa9\x01\n\x15\x43ontributionStatement\x12\x17\n\x0f\x63ontribution_id\x18\x01 \x01(\t\x12\x11\n\tpolicy_id\x18\x02 \x01(\x04\x12\x15\n\rpolicy_sha256\x18\x03 \x01(\t\x12\x13\n\x0b\x62\x61se_digest\x18\x04 \x01(\t\x12\x0c\n\x04leaf\x18\x05 \x01(\t\x12\x15\n\rsha256_masked\x18\x06 \x01(\t\x12\x13\n\x0bsealed_seed\x18\x07 \x01(\x0c"\x19\n\x07Receipt\x12\x0e\n\x06signed\x18\x01 \x01(\x0c"v\n\x10ReceiptStatement\x12\x17\n\x0f\x63ontribution_id\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x12\x0c\n\x04leaf\x18\x03 \x01(\t\x12\x11\n\tpolicy_id\x18\x04 \x01(\x04\x12\x18\n\x10received_at_unix\x18\x05 \x01(\x03",\n\x0c\x46\x65tchRequest\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x04"8\n\tFetchPart\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\r\n\x05total\x18\x03 \x01(\x04"\xab\x01\n\rReportRequest\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x19\n\x11installed_version\x18\x02 \x01(\x03\x12<\n\x08\x63ounters\x18\x03 \x03(\x0b\x32*.nfl.device.v1.ReportRequest.CountersEntry\x1a/\n\rCountersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01"%\n\x0bReportReply\x12\x16\n\x0eretry_after_ms\x18\x01 \x01(\r2\x96\x02\n\x06\x44\x65vice\x12?\n\x05Hello\x12\x1b.nfl.device.v1.HelloRequest\x1a\x19.nfl.device.v1.HelloReply\x12\x45\n\nContribute\x12\x1d.nfl.device.v1.ContributePart\x1a\x16.nfl.device.v1.Receipt(\x01\x12@\n\x05\x46\x65tch\x12\x1b.nfl.device.v1.FetchRequest\x1a\x18.nfl.device.v1.FetchPart0\x01\x12\x42\n\x06Report\x12\x1c.nfl.device.v1.ReportRequest\x1a\x1a.nfl.device.v1.ReportReplyb\x06proto3'
+)
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
-_builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'device_pb2', _globals)
+_builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, "device_pb2", _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-  DESCRIPTOR._loaded_options = None
-  _globals['_REPORTREQUEST_COUNTERSENTRY']._loaded_options = None
-  _globals['_REPORTREQUEST_COUNTERSENTRY']._serialized_options = b'8\001'
-  _globals['_HELLOREQUEST']._serialized_start=31
-  _globals['_HELLOREQUEST']._serialized_end=149
-  _globals['_HELLOREPLY']._serialized_start=151
-  _globals['_HELLOREPLY']._serialized_end=273
-  _globals['_CONTRIBUTIONHEADER']._serialized_start=275
-  _globals['_CONTRIBUTIONHEADER']._serialized_end=355
-  _globals['_CONTRIBUTEPART']._serialized_start=357
-  _globals['_CONTRIBUTEPART']._serialized_end=450
-  _globals['_CONTRIBUTION']._serialized_start=452
-  _globals['_CONTRIBUTION']._serialized_end=543
-  _globals['_CONTRIBUTIONSTATEMENT']._serialized_start=546
-  _globals['_CONTRIBUTIONSTATEMENT']._serialized_end=715
-  _globals['_RECEIPT']._serialized_start=717
-  _globals['_RECEIPT']._serialized_end=742
-  _globals['_RECEIPTSTATEMENT']._serialized_start=744
-  _globals['_RECEIPTSTATEMENT']._serialized_end=862
-  _globals['_FETCHREQUEST']._serialized_start=864
-  _globals['_FETCHREQUEST']._serialized_end=908
-  _globals['_FETCHPART']._serialized_start=910
-  _globals['_FETCHPART']._serialized_end=966
-  _globals['_REPORTREQUEST']._serialized_start=969
-  _globals['_REPORTREQUEST']._serialized_end=1140
-  _globals['_REPORTREQUEST_COUNTERSENTRY']._serialized_start=1093
-  _globals['_REPORTREQUEST_COUNTERSENTRY']._serialized_end=1140
-  _globals['_REPORTREPLY']._serialized_start=1142
-  _globals['_REPORTREPLY']._serialized_end=1179
-  _globals['_DEVICE']._serialized_start=1182
-  _globals['_DEVICE']._serialized_end=1460
+    DESCRIPTOR._loaded_options = None
+    _globals["_REPORTREQUEST_COUNTERSENTRY"]._loaded_options = None
+    _globals["_REPORTREQUEST_COUNTERSENTRY"]._serialized_options = b"8\001"
+    _globals["_HELLOREQUEST"]._serialized_start = 31
+    _globals["_HELLOREQUEST"]._serialized_end = 149
+    _globals["_HELLOREPLY"]._serialized_start = 151
+    _globals["_HELLOREPLY"]._serialized_end = 273
+    _globals["_CONTRIBUTIONHEADER"]._serialized_start = 275
+    _globals["_CONTRIBUTIONHEADER"]._serialized_end = 355
+    _globals["_CONTRIBUTEPART"]._serialized_start = 357
+    _globals["_CONTRIBUTEPART"]._serialized_end = 450
+    _globals["_CONTRIBUTION"]._serialized_start = 452
+    _globals["_CONTRIBUTION"]._serialized_end = 543
+    _globals["_CONTRIBUTIONSTATEMENT"]._serialized_start = 546
+    _globals["_CONTRIBUTIONSTATEMENT"]._serialized_end = 715
+    _globals["_RECEIPT"]._serialized_start = 717
+    _globals["_RECEIPT"]._serialized_end = 742
+    _globals["_RECEIPTSTATEMENT"]._serialized_start = 744
+    _globals["_RECEIPTSTATEMENT"]._serialized_end = 862
+    _globals["_FETCHREQUEST"]._serialized_start = 864
+    _globals["_FETCHREQUEST"]._serialized_end = 908
+    _globals["_FETCHPART"]._serialized_start = 910
+    _globals["_FETCHPART"]._serialized_end = 966
+    _globals["_REPORTREQUEST"]._serialized_start = 969
+    _globals["_REPORTREQUEST"]._serialized_end = 1140
+    _globals["_REPORTREQUEST_COUNTERSENTRY"]._serialized_start = 1093
+    _globals["_REPORTREQUEST_COUNTERSENTRY"]._serialized_end = 1140
+    _globals["_REPORTREPLY"]._serialized_start = 1142
+    _globals["_REPORTREPLY"]._serialized_end = 1179
+    _globals["_DEVICE"]._serialized_start = 1182
+    _globals["_DEVICE"]._serialized_end = 1460
 # @@protoc_insertion_point(module_scope)

@@ -4,37 +4,32 @@
 # source: enrol.proto
 # Protobuf Python Version: 7.35.1
 """Generated protocol buffer code."""
+
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import descriptor_pool as _descriptor_pool
 from google.protobuf import runtime_version as _runtime_version
 from google.protobuf import symbol_database as _symbol_database
 from google.protobuf.internal import builder as _builder
-_runtime_version.ValidateProtobufRuntimeVersion(
-    _runtime_version.Domain.PUBLIC,
-    7,
-    35,
-    1,
-    '',
-    'enrol.proto'
-)
+
+_runtime_version.ValidateProtobufRuntimeVersion(_runtime_version.Domain.PUBLIC, 7, 35, 1, "", "enrol.proto")
 # @@protoc_insertion_point(imports)
 
 _sym_db = _symbol_database.Default()
 
 
-
-
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x0b\x65nrol.proto\x12\x0cnfl.enrol.v1\"S\n\x0c\x45nrolRequest\x12\r\n\x05token\x18\x01 \x01(\t\x12\x11\n\tdevice_id\x18\x02 \x01(\t\x12\x0f\n\x07tls_csr\x18\x03 \x01(\x0c\x12\x10\n\x08sign_csr\x18\x04 \x01(\x0c\"\xbe\x01\n\nEnrolReply\x12\x17\n\x0ftls_certificate\x18\x01 \x01(\x0c\x12\x18\n\x10sign_certificate\x18\x02 \x01(\x0c\x12\n\n\x02\x63\x61\x18\x03 \x01(\x0c\x12\x14\n\x0cleaf_address\x18\x04 \x01(\t\x12\x0f\n\x07leaf_id\x18\x05 \x01(\t\x12\x0e\n\x06region\x18\x06 \x01(\t\x12\r\n\x05\x66leet\x18\x07 \x01(\t\x12\x15\n\rsettings_json\x18\x08 \x01(\t\x12\x14\n\x0ctrusted_root\x18\t \x01(\x0c\x32J\n\tEnrolment\x12=\n\x05\x45nrol\x12\x1a.nfl.enrol.v1.EnrolRequest\x1a\x18.nfl.enrol.v1.EnrolReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(
+    b'\n\x0b\x65nrol.proto\x12\x0cnfl.enrol.v1"S\n\x0c\x45nrolRequest\x12\r\n\x05token\x18\x01 \x01(\t\x12\x11\n\tdevice_id\x18\x02 \x01(\t\x12\x0f\n\x07tls_csr\x18\x03 \x01(\x0c\x12\x10\n\x08sign_csr\x18\x04 \x01(\x0c"\xbe\x01\n\nEnrolReply\x12\x17\n\x0ftls_certificate\x18\x01 \x01(\x0c\x12\x18\n\x10sign_certificate\x18\x02 \x01(\x0c\x12\n\n\x02\x63\x61\x18\x03 \x01(\x0c\x12\x14\n\x0cleaf_address\x18\x04 \x01(\t\x12\x0f\n\x07leaf_id\x18\x05 \x01(\t\x12\x0e\n\x06region\x18\x06 \x01(\t\x12\r\n\x05\x66leet\x18\x07 \x01(\t\x12\x15\n\rsettings_json\x18\x08 \x01(\t\x12\x14\n\x0ctrusted_root\x18\t \x01(\x0c\x32J\n\tEnrolment\x12=\n\x05\x45nrol\x12\x1a.nfl.enrol.v1.EnrolRequest\x1a\x18.nfl.enrol.v1.EnrolReplyb\x06proto3'
+)
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
-_builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'enrol_pb2', _globals)
+_builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, "enrol_pb2", _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-  DESCRIPTOR._loaded_options = None
-  _globals['_ENROLREQUEST']._serialized_start=29
-  _globals['_ENROLREQUEST']._serialized_end=112
-  _globals['_ENROLREPLY']._serialized_start=115
-  _globals['_ENROLREPLY']._serialized_end=305
-  _globals['_ENROLMENT']._serialized_start=307
-  _globals['_ENROLMENT']._serialized_end=381
+    DESCRIPTOR._loaded_options = None
+    _globals["_ENROLREQUEST"]._serialized_start = 29
+    _globals["_ENROLREQUEST"]._serialized_end = 112
+    _globals["_ENROLREPLY"]._serialized_start = 115
+    _globals["_ENROLREPLY"]._serialized_end = 305
+    _globals["_ENROLMENT"]._serialized_start = 307
+    _globals["_ENROLMENT"]._serialized_end = 381
 # @@protoc_insertion_point(module_scope)

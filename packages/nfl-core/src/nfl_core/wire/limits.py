@@ -8,7 +8,7 @@ from __future__ import annotations
 KIB = 1024
 MIB = 1024 * KIB
 
-MAX_CONTRIBUTION_BYTES = 32 * MIB  # the body of one Contribute call: 10 MB is the product's goal, three times that the wall
+MAX_CONTRIBUTION_BYTES = 32 * MIB  # the body of one Contribute call; the product's goal is 10 MB
 MAX_PART_BYTES = 256 * KIB  # data of one FetchPart or ContributePart: small enough for a stream to share a slow link
 MAX_METADATA_BYTES = 2 * MIB  # one TUF metadata file
 MAX_CHUNK_BYTES = 64 * MIB  # one content-addressed chunk, compressed or not

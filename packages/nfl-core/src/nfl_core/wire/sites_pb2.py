@@ -4,59 +4,54 @@
 # source: sites.proto
 # Protobuf Python Version: 7.35.1
 """Generated protocol buffer code."""
+
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import descriptor_pool as _descriptor_pool
 from google.protobuf import runtime_version as _runtime_version
 from google.protobuf import symbol_database as _symbol_database
 from google.protobuf.internal import builder as _builder
-_runtime_version.ValidateProtobufRuntimeVersion(
-    _runtime_version.Domain.PUBLIC,
-    7,
-    35,
-    1,
-    '',
-    'sites.proto'
-)
+
+_runtime_version.ValidateProtobufRuntimeVersion(_runtime_version.Domain.PUBLIC, 7, 35, 1, "", "sites.proto")
 # @@protoc_insertion_point(imports)
 
 _sym_db = _symbol_database.Default()
 
 
-
-
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x0bsites.proto\x12\x0cnfl.sites.v1\"O\n\x06Signed\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0f\n\x07payload\x18\x02 \x01(\x0c\x12\x13\n\x0b\x63\x65rtificate\x18\x03 \x01(\x0c\x12\x11\n\tsignature\x18\x04 \x01(\x0c\"7\n\x04\x42\x61se\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12\x0e\n\x06region\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\"\xe1\x02\n\x0bRoundPolicy\x12\x11\n\tpolicy_id\x18\x01 \x01(\x04\x12\r\n\x05\x66leet\x18\x02 \x01(\t\x12\x1a\n\x12schema_fingerprint\x18\x03 \x01(\t\x12!\n\x05\x62\x61ses\x18\x04 \x03(\x0b\x32\x12.nfl.sites.v1.Base\x12\x0e\n\x06scales\x18\x05 \x03(\x01\x12\x0c\n\x04\x62its\x18\x06 \x01(\r\x12\x14\n\x0cmodulus_bits\x18\x07 \x01(\r\x12\r\n\x05n_min\x18\x08 \x01(\r\x12\x12\n\nbatch_size\x18\t \x01(\r\x12\x11\n\tbatch_max\x18\n \x01(\r\x12\x12\n\nmax_weight\x18\x0b \x01(\r\x12\x0c\n\x04mode\x18\x0c \x01(\t\x12\x11\n\twindow_ms\x18\r \x01(\r\x12\x17\n\x0f\x65xpires_at_unix\x18\x0e \x01(\x03\x12\x11\n\tkeeper_id\x18\x0f \x01(\t\x12\x12\n\nkeeper_key\x18\x10 \x01(\x0c\x12\x12\n\nnum_values\x18\x11 \x01(\r\":\n\tKeeperKey\x12\x15\n\rx25519_public\x18\x01 \x01(\x0c\x12\x16\n\x0enot_after_unix\x18\x02 \x01(\x03\"d\n\x06Roster\x12\x10\n\x08\x62\x61tch_id\x18\x01 \x01(\t\x12\x11\n\tpolicy_id\x18\x02 \x01(\x04\x12\x13\n\x0b\x62\x61se_digest\x18\x03 \x01(\t\x12\x0c\n\x04leaf\x18\x04 \x01(\t\x12\x12\n\nstatements\x18\x05 \x03(\x0c\"v\n\x07MaskSum\x12\x10\n\x08\x62\x61tch_id\x18\x01 \x01(\t\x12\x15\n\rroster_sha256\x18\x02 \x01(\t\x12\x0b\n\x03num\x18\x03 \x01(\r\x12\x0b\n\x03sum\x18\x04 \x01(\x0c\x12\x14\n\x0cmodulus_bits\x18\x05 \x01(\r\x12\x12\n\nnum_values\x18\x06 \x01(\r\"\xbd\x01\n\x08\x42\x61tchSum\x12\x10\n\x08\x62\x61tch_id\x18\x01 \x01(\t\x12\x11\n\tpolicy_id\x18\x02 \x01(\x04\x12\x13\n\x0b\x62\x61se_digest\x18\x03 \x01(\t\x12\x0c\n\x04leaf\x18\x04 \x01(\t\x12\x0e\n\x06region\x18\x05 \x01(\t\x12\x15\n\rroster_sha256\x18\x06 \x01(\t\x12\x0b\n\x03num\x18\x07 \x01(\r\x12\x0b\n\x03sum\x18\x08 \x01(\x0c\x12\x14\n\x0cmodulus_bits\x18\t \x01(\r\x12\x12\n\nnum_values\x18\n \x01(\r\"?\n\rRosterRefused\x12\x10\n\x08\x62\x61tch_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0c\n\x04\x63ode\x18\x03 \x01(\t\"h\n\x0fRepositoryFiles\x12\x31\n\x05\x66iles\x18\x01 \x03(\x0b\x32\".nfl.sites.v1.RepositoryFiles.File\x1a\"\n\x04\x46ile\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"\xc9\x01\n\x0cRolloutState\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12\x0e\n\x06region\x18\x02 \x01(\t\x12\x15\n\rbundle_target\x18\x03 \x01(\t\x12\x0e\n\x06\x64igest\x18\x04 \x01(\t\x12\x15\n\rwave_fraction\x18\x05 \x01(\x01\x12\x17\n\x0fprevious_target\x18\x06 \x01(\t\x12\x18\n\x10previous_version\x18\x07 \x01(\x03\x12\x17\n\x0fprevious_digest\x18\x08 \x01(\t\x12\x0e\n\x06halted\x18\t \x01(\x08\"\x9e\x02\n\x0cHealthCounts\x12\x0c\n\x04leaf\x18\x01 \x01(\t\x12\x0e\n\x06region\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x03\x12\x10\n\x08\x61ttached\x18\x04 \x01(\r\x12\x11\n\tinstalled\x18\x05 \x01(\r\x12\x0f\n\x07healthy\x18\x06 \x01(\r\x12\x13\n\x0b\x66\x61llen_back\x18\x07 \x01(\r\x12\x15\n\rmerge_refused\x18\x08 \x01(\r\x12\x10\n\x08sequence\x18\t \x01(\x04\x12:\n\x08\x63ounters\x18\n \x03(\x0b\x32(.nfl.sites.v1.HealthCounts.CountersEntry\x1a/\n\rCountersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(
+    b'\n\x0bsites.proto\x12\x0cnfl.sites.v1"O\n\x06Signed\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0f\n\x07payload\x18\x02 \x01(\x0c\x12\x13\n\x0b\x63\x65rtificate\x18\x03 \x01(\x0c\x12\x11\n\tsignature\x18\x04 \x01(\x0c"7\n\x04\x42\x61se\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12\x0e\n\x06region\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t"\xe1\x02\n\x0bRoundPolicy\x12\x11\n\tpolicy_id\x18\x01 \x01(\x04\x12\r\n\x05\x66leet\x18\x02 \x01(\t\x12\x1a\n\x12schema_fingerprint\x18\x03 \x01(\t\x12!\n\x05\x62\x61ses\x18\x04 \x03(\x0b\x32\x12.nfl.sites.v1.Base\x12\x0e\n\x06scales\x18\x05 \x03(\x01\x12\x0c\n\x04\x62its\x18\x06 \x01(\r\x12\x14\n\x0cmodulus_bits\x18\x07 \x01(\r\x12\r\n\x05n_min\x18\x08 \x01(\r\x12\x12\n\nbatch_size\x18\t \x01(\r\x12\x11\n\tbatch_max\x18\n \x01(\r\x12\x12\n\nmax_weight\x18\x0b \x01(\r\x12\x0c\n\x04mode\x18\x0c \x01(\t\x12\x11\n\twindow_ms\x18\r \x01(\r\x12\x17\n\x0f\x65xpires_at_unix\x18\x0e \x01(\x03\x12\x11\n\tkeeper_id\x18\x0f \x01(\t\x12\x12\n\nkeeper_key\x18\x10 \x01(\x0c\x12\x12\n\nnum_values\x18\x11 \x01(\r":\n\tKeeperKey\x12\x15\n\rx25519_public\x18\x01 \x01(\x0c\x12\x16\n\x0enot_after_unix\x18\x02 \x01(\x03"d\n\x06Roster\x12\x10\n\x08\x62\x61tch_id\x18\x01 \x01(\t\x12\x11\n\tpolicy_id\x18\x02 \x01(\x04\x12\x13\n\x0b\x62\x61se_digest\x18\x03 \x01(\t\x12\x0c\n\x04leaf\x18\x04 \x01(\t\x12\x12\n\nstatements\x18\x05 \x03(\x0c"v\n\x07MaskSum\x12\x10\n\x08\x62\x61tch_id\x18\x01 \x01(\t\x12\x15\n\rroster_sha256\x18\x02 \x01(\t\x12\x0b\n\x03num\x18\x03 \x01(\r\x12\x0b\n\x03sum\x18\x04 \x01(\x0c\x12\x14\n\x0cmodulus_bits\x18\x05 \x01(\r\x12\x12\n\nnum_values\x18\x06 \x01(\r"\xbd\x01\n\x08\x42\x61tchSum\x12\x10\n\x08\x62\x61tch_id\x18\x01 \x01(\t\x12\x11\n\tpolicy_id\x18\x02 \x01(\x04\x12\x13\n\x0b\x62\x61se_digest\x18\x03 \x01(\t\x12\x0c\n\x04leaf\x18\x04 \x01(\t\x12\x0e\n\x06region\x18\x05 \x01(\t\x12\x15\n\rroster_sha256\x18\x06 \x01(\t\x12\x0b\n\x03num\x18\x07 \x01(\r\x12\x0b\n\x03sum\x18\x08 \x01(\x0c\x12\x14\n\x0cmodulus_bits\x18\t \x01(\r\x12\x12\n\nnum_values\x18\n \x01(\r"?\n\rRosterRefused\x12\x10\n\x08\x62\x61tch_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0c\n\x04\x63ode\x18\x03 \x01(\t"h\n\x0fRepositoryFiles\x12\x31\n\x05\x66iles\x18\x01 \x03(\x0b\x32".nfl.sites.v1.RepositoryFiles.File\x1a"\n\x04\x46ile\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c"\xc9\x01\n\x0cRolloutState\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12\x0e\n\x06region\x18\x02 \x01(\t\x12\x15\n\rbundle_target\x18\x03 \x01(\t\x12\x0e\n\x06\x64igest\x18\x04 \x01(\t\x12\x15\n\rwave_fraction\x18\x05 \x01(\x01\x12\x17\n\x0fprevious_target\x18\x06 \x01(\t\x12\x18\n\x10previous_version\x18\x07 \x01(\x03\x12\x17\n\x0fprevious_digest\x18\x08 \x01(\t\x12\x0e\n\x06halted\x18\t \x01(\x08"\x9e\x02\n\x0cHealthCounts\x12\x0c\n\x04leaf\x18\x01 \x01(\t\x12\x0e\n\x06region\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x03\x12\x10\n\x08\x61ttached\x18\x04 \x01(\r\x12\x11\n\tinstalled\x18\x05 \x01(\r\x12\x0f\n\x07healthy\x18\x06 \x01(\r\x12\x13\n\x0b\x66\x61llen_back\x18\x07 \x01(\r\x12\x15\n\rmerge_refused\x18\x08 \x01(\r\x12\x10\n\x08sequence\x18\t \x01(\x04\x12:\n\x08\x63ounters\x18\n \x03(\x0b\x32(.nfl.sites.v1.HealthCounts.CountersEntry\x1a/\n\rCountersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\x62\x06proto3'
+)
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
-_builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'sites_pb2', _globals)
+_builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, "sites_pb2", _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-  DESCRIPTOR._loaded_options = None
-  _globals['_HEALTHCOUNTS_COUNTERSENTRY']._loaded_options = None
-  _globals['_HEALTHCOUNTS_COUNTERSENTRY']._serialized_options = b'8\001'
-  _globals['_SIGNED']._serialized_start=29
-  _globals['_SIGNED']._serialized_end=108
-  _globals['_BASE']._serialized_start=110
-  _globals['_BASE']._serialized_end=165
-  _globals['_ROUNDPOLICY']._serialized_start=168
-  _globals['_ROUNDPOLICY']._serialized_end=521
-  _globals['_KEEPERKEY']._serialized_start=523
-  _globals['_KEEPERKEY']._serialized_end=581
-  _globals['_ROSTER']._serialized_start=583
-  _globals['_ROSTER']._serialized_end=683
-  _globals['_MASKSUM']._serialized_start=685
-  _globals['_MASKSUM']._serialized_end=803
-  _globals['_BATCHSUM']._serialized_start=806
-  _globals['_BATCHSUM']._serialized_end=995
-  _globals['_ROSTERREFUSED']._serialized_start=997
-  _globals['_ROSTERREFUSED']._serialized_end=1060
-  _globals['_REPOSITORYFILES']._serialized_start=1062
-  _globals['_REPOSITORYFILES']._serialized_end=1166
-  _globals['_REPOSITORYFILES_FILE']._serialized_start=1132
-  _globals['_REPOSITORYFILES_FILE']._serialized_end=1166
-  _globals['_ROLLOUTSTATE']._serialized_start=1169
-  _globals['_ROLLOUTSTATE']._serialized_end=1370
-  _globals['_HEALTHCOUNTS']._serialized_start=1373
-  _globals['_HEALTHCOUNTS']._serialized_end=1659
-  _globals['_HEALTHCOUNTS_COUNTERSENTRY']._serialized_start=1612
-  _globals['_HEALTHCOUNTS_COUNTERSENTRY']._serialized_end=1659
+    DESCRIPTOR._loaded_options = None
+    _globals["_HEALTHCOUNTS_COUNTERSENTRY"]._loaded_options = None
+    _globals["_HEALTHCOUNTS_COUNTERSENTRY"]._serialized_options = b"8\001"
+    _globals["_SIGNED"]._serialized_start = 29
+    _globals["_SIGNED"]._serialized_end = 108
+    _globals["_BASE"]._serialized_start = 110
+    _globals["_BASE"]._serialized_end = 165
+    _globals["_ROUNDPOLICY"]._serialized_start = 168
+    _globals["_ROUNDPOLICY"]._serialized_end = 521
+    _globals["_KEEPERKEY"]._serialized_start = 523
+    _globals["_KEEPERKEY"]._serialized_end = 581
+    _globals["_ROSTER"]._serialized_start = 583
+    _globals["_ROSTER"]._serialized_end = 683
+    _globals["_MASKSUM"]._serialized_start = 685
+    _globals["_MASKSUM"]._serialized_end = 803
+    _globals["_BATCHSUM"]._serialized_start = 806
+    _globals["_BATCHSUM"]._serialized_end = 995
+    _globals["_ROSTERREFUSED"]._serialized_start = 997
+    _globals["_ROSTERREFUSED"]._serialized_end = 1060
+    _globals["_REPOSITORYFILES"]._serialized_start = 1062
+    _globals["_REPOSITORYFILES"]._serialized_end = 1166
+    _globals["_REPOSITORYFILES_FILE"]._serialized_start = 1132
+    _globals["_REPOSITORYFILES_FILE"]._serialized_end = 1166
+    _globals["_ROLLOUTSTATE"]._serialized_start = 1169
+    _globals["_ROLLOUTSTATE"]._serialized_end = 1370
+    _globals["_HEALTHCOUNTS"]._serialized_start = 1373
+    _globals["_HEALTHCOUNTS"]._serialized_end = 1659
+    _globals["_HEALTHCOUNTS_COUNTERSENTRY"]._serialized_start = 1612
+    _globals["_HEALTHCOUNTS_COUNTERSENTRY"]._serialized_end = 1659
 # @@protoc_insertion_point(module_scope)
