@@ -1,0 +1,224 @@
+"""Do what the agent asks of the trainer: make, train, merge and score checkpoints. Only the trainer process imports this.
+
+Each function reads a checkpoint, works on a copy and writes a new one; it moves no pointer and keeps nothing in memory, so
+killing it at any moment loses nothing but time. The same request gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nfl_core.config import LearningSection
+from nfl_core.errors import LearningError
+from nfl_core.learning.learner import LearnerState, NestedLearner
+from nfl_core.learning.merge import Samples as MergeSamples
+from nfl_core.learning.merge import merge
+from nfl_core.learning.model import NestedModel, create_model, load_state, schema_of, state_of
+from nfl_core.learning.objective import label_prior, score
+from nfl_core.learning.settings import LearningSettings
+from nfl_core.learning.update import micro_update
+from nfl_core.levels import NestedSpec
+from nfl_core.schema import TensorSchema
+from nfl_core.tensors import read_tensors
+from nfl_core.wire.limits import MAX_CHUNK_BYTES
+from nfl_edge.requests import (
+    Evaluated,
+    EvaluateRequest,
+    InitRequest,
+    Learnt,
+    MergeRequest,
+    MergeResult,
+    MicroUpdateRequest,
+    Task,
+)
+from nfl_edge.sense import Samples, Split, read_samples
+from nfl_edge.store import SUFFIX, Checkpoint, CheckpointMeta, Tensors, load_checkpoint, write_checkpoint
+
+
+@dataclass(slots=True, kw_only=True)
+class _Bench:
+    """A model on the bench, with everything around it."""
+
+    module: NestedModel
+    learner: NestedLearner
+    schema: TensorSchema
+    samples: Samples
+    settings: LearningSettings
+
+
+def init(request: InitRequest) -> Learnt:
+    """Make the first checkpoint. Raises NflError when inputs do not fit together."""
+    started = time.process_time()
+    bench = _bench(request.task)
+    incoming = _incoming(request.incoming, bench.schema)
+    load_state(bench.module, incoming, partial=True)
+    meta = CheckpointMeta(
+        base_version=request.base_version, base_digest=request.base_digest, schema_fingerprint=bench.schema.fingerprint
+    )
+    name = _write(request.task, bench, accepted=_shared(bench), meta=meta)
+    return Learnt(
+        checkpoint=name, accuracy=_score(bench.module, bench.samples.test)[0], cpu_s=time.process_time() - started
+    )
+
+
+def learn(request: MicroUpdateRequest) -> Learnt:
+    """Run one micro-update. Raises NflError; a result that is not finite is an error and is never written."""
+    started = time.process_time()
+    bench = _bench(request.task)
+    old = _restore(request.task, bench, request.checkpoint)
+    x, y = _tensors(bench.samples.train)
+    prior = label_prior(y, num_classes=request.task.model.num_classes)
+    report = micro_update(bench.learner, x, y, prior=prior)
+    meta = old.meta.model_copy(
+        update={"num_updates": old.meta.num_updates + 1, "num_updates_here": old.meta.num_updates_here + 1}
+    )
+    name = _write(request.task, bench, accepted=old.accepted, meta=meta)
+    return Learnt(
+        checkpoint=name,
+        num_steps=report.num_steps,
+        loss_before=report.loss_before,
+        loss_after=report.loss_after,
+        accuracy=_score(bench.module, bench.samples.test)[0],
+        cpu_s=time.process_time() - started,
+    )
+
+
+def merge_in(request: MergeRequest) -> MergeResult:
+    """Merge new shared tensors; write the shadow checkpoint when the merge is worth it. Raises NflError."""
+    started = time.process_time()
+    bench = _bench(request.task)
+    old = _restore(request.task, bench, request.checkpoint)
+    report = merge(
+        bench.module,
+        incoming=_incoming(request.incoming, bench.schema),
+        schema=bench.schema,
+        holdout=_merge_samples(bench.samples.holdout),
+        train=_merge_samples(bench.samples.train),
+        settings=replace(
+            bench.settings,
+            merge_alphas=request.alphas,
+            merge_tolerance=request.tolerance,
+            refit_steps=request.refit_steps,
+            refit_learning_rate=request.refit_learning_rate,
+        ),
+        generator=bench.learner.generator,
+    )
+    name = ""
+    if report.accepted:
+        bench.learner.accept(alpha=report.alpha)
+        meta = old.meta.model_copy(
+            update={"base_version": request.base_version, "base_digest": request.base_digest, "num_updates_here": 0}
+        )
+        # Displacements are measured from what was accepted (alpha counts), never from what was published.
+        name = _write(request.task, bench, accepted=_shared(bench), meta=meta)
+    return MergeResult(
+        checkpoint=name,
+        alpha=report.alpha,
+        shock=report.shock,
+        loss_before=_number(report.loss_before),
+        loss_after=_number(report.loss_after),
+        accuracy_before=report.accuracy_before,
+        accuracy_after=report.accuracy_after,
+        refit_steps=report.refit_steps,
+        accuracy=_score(bench.module, bench.samples.test)[0],
+        cpu_s=time.process_time() - started,
+    )
+
+
+def evaluate(request: EvaluateRequest) -> Evaluated:
+    """Score a checkpoint. Raises NflError."""
+    bench = _bench(request.task)
+    _restore(request.task, bench, request.checkpoint)
+    split: Split = getattr(bench.samples, request.split)
+    accuracy, loss = _score(bench.module, split)
+    return Evaluated(accuracy=accuracy, loss=_number(loss))
+
+
+def _bench(task: Task) -> _Bench:
+    module = create_model(
+        task.model.name,
+        num_classes=task.model.num_classes,
+        input_shape=tuple(task.model.input_shape),
+        seed=task.seed % 2**31,
+    )
+    spec = NestedSpec.of(task.levels)
+    settings = _settings(task.learning)
+    generator = torch.Generator().manual_seed(task.seed % 2**31)
+    samples = read_samples(Path(task.samples))
+    if samples.train.x_BCHW.shape[1:] != tuple(task.model.input_shape):
+        raise LearningError(
+            f"samples have shape {samples.train.x_BCHW.shape[1:]}, the model expects {tuple(task.model.input_shape)}"
+        )
+    learner = NestedLearner(module, spec=spec, settings=settings, generator=generator)
+    return _Bench(module=module, learner=learner, schema=schema_of(module, spec), samples=samples, settings=settings)
+
+
+def _settings(section: LearningSection) -> LearningSettings:
+    return LearningSettings(
+        learning_rate=section.learning_rate,
+        batch_size=section.batch_size,
+        epochs_per_update=section.epochs_per_update,
+        refit_steps=section.refit_steps,
+    )
+
+
+def _restore(task: Task, bench: _Bench, name: str) -> Checkpoint:
+    checkpoint = load_checkpoint(Path(task.checkpoints) / f"{name}{SUFFIX}", name)
+    if checkpoint.meta.schema_fingerprint != bench.schema.fingerprint:
+        raise LearningError(
+            f"checkpoint {name[:12]} has schema {checkpoint.meta.schema_fingerprint[:12]}, the model has {bench.schema.fingerprint[:12]}"
+        )
+    load_state(bench.module, checkpoint.tensors)
+    arrays = {key: np.asarray(value, dtype=np.float32) for key, value in checkpoint.learner.items()}
+    bench.learner.load_state_dict(LearnerState(arrays=arrays, text=checkpoint.learner_text))
+    return checkpoint
+
+
+def _write(task: Task, bench: _Bench, *, accepted: Tensors, meta: CheckpointMeta) -> str:
+    state = bench.learner.state_dict()
+    tensors = state_of(bench.module)
+    for name, value in tensors.items():
+        if not np.isfinite(value).all():
+            raise LearningError(f"tensor {name!r} is not finite after learning", hint="lower the learning rate")
+    checkpoint = Checkpoint(
+        tensors=tensors, accepted=accepted, learner=dict(state.arrays), learner_text=state.text, meta=meta
+    )
+    return write_checkpoint(Path(task.checkpoints), checkpoint)
+
+
+def _incoming(path: str, schema: TensorSchema) -> Tensors:
+    expected = {tensor.name: (tensor.shape, "float32") for tensor in schema.shared}
+    arrays = read_tensors(Path(path).read_bytes(), expected, max_bytes=MAX_CHUNK_BYTES)
+    return {name: value.astype(np.float32, copy=False) for name, value in arrays.items()}
+
+
+def _shared(bench: _Bench) -> Tensors:
+    state = state_of(bench.module)
+    return {tensor.name: state[tensor.name] for tensor in bench.schema.shared}
+
+
+def _score(module: NestedModel, split: Split) -> tuple[float, float]:
+    x, y = _tensors(split)
+    scored = score(module, x, y)
+    return scored.accuracy, scored.loss
+
+
+def _tensors(split: Split) -> tuple[Tensor, Tensor]:
+    return torch.from_numpy(split.x_BCHW), torch.from_numpy(np.array(split.y_B))
+
+
+def _merge_samples(split: Split) -> MergeSamples:
+    x, y = _tensors(split)
+    return MergeSamples(x=x, y=y)
+
+
+def _number(value: float) -> float:
+    """JSON has no infinity; the journal shows the largest float instead."""
+    return value if math.isfinite(value) else float(np.finfo(np.float32).max)
