@@ -126,7 +126,11 @@ class Cohort:
         accepted = [state_of(module) for module in self.models]
         reports = [
             micro_update(
-                learner, o.train.x, o.train.y, prior=label_prior(o.train.y, num_classes=learner.module.num_classes)
+                learner,
+                o.train.x,
+                o.train.y,
+                prior=label_prior(o.train.y, num_classes=learner.module.num_classes),
+                refit_steps=0,
             )
             for learner, o in zip(self._learners, self.owners, strict=True)
         ]

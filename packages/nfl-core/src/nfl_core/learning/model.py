@@ -41,21 +41,21 @@ class NestedModel(nn.Module, ABC):
     input_shape: tuple[int, ...]
 
     @abstractmethod
-    def features(self, x_BCHW: Tensor) -> Tensor:  # noqa: N803 - shape suffix
+    def features(self, x_BCHW: Tensor) -> Tensor:
         """Return the features z, float32 [B, D], of inputs, float32 [B, *input_shape]."""
 
     @abstractmethod
-    def generic(self, z_BD: Tensor) -> Tensor:  # noqa: N803 - shape suffix
+    def generic(self, z_BD: Tensor) -> Tensor:
         """Return the logits of the shared head, float32 [B, K]."""
 
-    def residual(self, z_BD: Tensor) -> Tensor:  # noqa: N803 - shape suffix
+    def residual(self, z_BD: Tensor) -> Tensor:
         """Return what the owner's private head adds to the generic logits, float32 [B, K]."""
-        logits_BK: Tensor = self.private(z_BD)  # noqa: N806 - shape suffix
+        logits_BK: Tensor = self.private(z_BD)
         return logits_BK
 
-    def forward(self, x_BCHW: Tensor) -> Tensor:  # noqa: N803 - shape suffix
+    def forward(self, x_BCHW: Tensor) -> Tensor:
         """Return the personal logits, float32 [B, K]."""
-        z_BD = self.features(x_BCHW)  # noqa: N806 - shape suffix
+        z_BD = self.features(x_BCHW)
         return self.generic(z_BD) + self.residual(z_BD)
 
 

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - the name everybody knows
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from nfl_core.errors import LearningError
 from nfl_core.learning.model import NestedModel
@@ -58,7 +58,7 @@ def label_prior(y: Tensor, *, num_classes: int) -> Tensor:
     """
     if not len(y) or int(y.min()) < 0 or int(y.max()) >= num_classes:
         raise LearningError(f"got {len(y)} labels, expected at least one and all within 0 to {num_classes - 1}")
-    counts_K = torch.bincount(y, minlength=num_classes).to(torch.float32)  # noqa: N806 - shape suffix
+    counts_K = torch.bincount(y, minlength=num_classes).to(torch.float32)
     return torch.log((counts_K + PRIOR_SMOOTHING) / (len(y) + PRIOR_SMOOTHING * num_classes))
 
 
@@ -66,12 +66,12 @@ def joint_loss(module: NestedModel, x: Tensor, y: Tensor, prior: Tensor) -> Tens
     """Return CE(generic + prior, y) + CE(stopgrad(generic) + residual, y), the default objective."""
     z = module.features(x)
     generic = module.generic(z)
-    return F.cross_entropy(generic + prior, y) + F.cross_entropy(generic.detach() + module.residual(z), y)
+    return cross_entropy(generic + prior, y) + cross_entropy(generic.detach() + module.residual(z), y)
 
 
 def plain_loss(module: NestedModel, x: Tensor, y: Tensor, prior: Tensor) -> Tensor:  # noqa: ARG001 - an Objective
     """Return CE(generic, y): an ordinary network without private head, for the baselines."""
-    return F.cross_entropy(module.generic(module.features(x)), y)
+    return cross_entropy(module.generic(module.features(x)), y)
 
 
 def score(module: NestedModel, x: Tensor, y: Tensor) -> Score:
@@ -89,7 +89,7 @@ def score(module: NestedModel, x: Tensor, y: Tensor) -> Score:
         return score_logits(module(x), y)
 
 
-def score_logits(logits_BK: Tensor, y: Tensor) -> Score:  # noqa: N803 - shape suffix
+def score_logits(logits_BK: Tensor, y: Tensor) -> Score:
     """Score logits, float32 [B, K], against labels, int64 [B].
 
     Raises:
@@ -97,5 +97,5 @@ def score_logits(logits_BK: Tensor, y: Tensor) -> Score:  # noqa: N803 - shape s
     """
     if not len(y):
         raise LearningError("got no samples to score, expected at least one")
-    loss = float(F.cross_entropy(logits_BK, y)) if bool(torch.isfinite(logits_BK).all()) else float("inf")
+    loss = float(cross_entropy(logits_BK, y)) if bool(torch.isfinite(logits_BK).all()) else float("inf")
     return Score(loss=loss, accuracy=float((logits_BK.argmax(1) == y).to(torch.float32).mean()))

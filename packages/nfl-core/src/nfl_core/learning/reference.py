@@ -45,14 +45,14 @@ class SmallCnn(NestedModel):
         nn.init.zeros_(self.private.weight)
         nn.init.zeros_(self.private.bias)
 
-    def features(self, x_BCHW: Tensor) -> Tensor:  # noqa: N803 - shape suffix
+    def features(self, x_BCHW: Tensor) -> Tensor:
         """Return float32 [B, 64] from float32 [B, C, H, W]."""
-        z_BD: Tensor = self.middle(self.body(x_BCHW))  # noqa: N806 - shape suffix
+        z_BD: Tensor = self.middle(self.body(x_BCHW))
         return z_BD
 
-    def generic(self, z_BD: Tensor) -> Tensor:  # noqa: N803 - shape suffix
+    def generic(self, z_BD: Tensor) -> Tensor:
         """Return the shared logits, float32 [B, K], from float32 [B, 64]."""
-        logits_BK: Tensor = self.head(z_BD)  # noqa: N806 - shape suffix
+        logits_BK: Tensor = self.head(z_BD)
         return logits_BK
 
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - the name everybody knows
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from nfl_core.errors import LearningError
 from nfl_core.learning.model import NestedModel
@@ -67,7 +67,7 @@ def refit(
     parameters = list(module.private.parameters())
     picks = torch.randint(len(cache.y), (num_steps, batch_size), generator=generator)
     for pick in picks:
-        loss = F.cross_entropy(cache.generic[pick] + module.residual(cache.z[pick]), cache.y[pick])
+        loss = cross_entropy(cache.generic[pick] + module.residual(cache.z[pick]), cache.y[pick])
         gradients = torch.autograd.grad(loss, parameters)
         with torch.no_grad():
             for parameter, gradient in zip(parameters, gradients, strict=True):

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from nfl_core.errors import LearningError, SchemaError
 from nfl_core.learning.learner import NestedLearner
-from nfl_core.learning.model import FloatArray
+from nfl_core.learning.model import FloatArray, load_state, state_of
+from nfl_core.learning.refit import cache_features, refit
 from nfl_core.schema import TensorSchema
 
 
@@ -28,7 +29,7 @@ class MicroUpdateReport:
     """What one micro-update did.
 
     Attributes:
-        num_steps: Batches learned from.
+        num_steps: Batches learned from, without those of the refit.
         loss_before: Mean objective over the first epoch, each batch before its step, nats.
         loss_after: The same over the last epoch; equal to `loss_before` when there was one epoch.
         cpu_s: CPU seconds of this process.
@@ -48,9 +49,13 @@ def micro_update(
     prior: Tensor,
     epochs: int | None = None,
     batch_size: int | None = None,
+    refit_steps: int | None = None,
     cpu_clock: Callable[[], float] = time.process_time,
 ) -> MicroUpdateReport:
-    """Learn from all samples, in an order that the learner's generator draws anew each epoch; flush at the end.
+    """Learn from all samples, in an order that the learner's generator draws anew each epoch.
+
+    At the end open chunks are flushed and the private head is refitted on the features as they are now: during the
+    update it runs after features that move, and the owners with the fewest classes would pay for it (docs/adr/0003).
 
     Args:
         learner: Trained in place.
@@ -59,18 +64,21 @@ def micro_update(
         prior: float32 [K], logarithms; see `label_prior`.
         epochs: Passes over the samples; from the learner's settings when left out.
         batch_size: Samples a step; from the learner's settings when left out.
+        refit_steps: Steps of that refit, >= 0; from the learner's settings when left out.
         cpu_clock: Seconds, monotonic.
 
     Raises:
-        LearningError: There are no samples, or the loss is not finite any more.
+        LearningError: There are no samples, or the loss is not finite any more; model and learner are as before then.
     """
-    num_epochs = learner.settings.epochs_per_update if epochs is None else epochs
-    size = learner.settings.batch_size if batch_size is None else batch_size
+    settings = learner.settings
+    num_epochs = settings.epochs_per_update if epochs is None else epochs
+    size = settings.batch_size if batch_size is None else batch_size
     if not len(y) or len(x) != len(y) or num_epochs < 1 or size < 1:
         raise LearningError(
             f"micro-update got {len(x)} inputs, {len(y)} labels, {num_epochs} epochs, batches of {size}"
         )
     started = cpu_clock()
+    weights, before = state_of(learner.module), learner.state_dict()
     means: list[float] = []
     num_steps = 0
     for _ in range(num_epochs):
@@ -80,7 +88,19 @@ def micro_update(
         num_steps += len(losses)
     learner.flush()
     if not np.isfinite(means[-1]):
+        load_state(learner.module, weights)
+        learner.load_state_dict(before)
         raise LearningError(f"the loss became {means[-1]} after {num_steps} steps", hint="lower the learning rate")
+    num_refit_steps = settings.refit_steps if refit_steps is None else refit_steps
+    if num_refit_steps:
+        refit(
+            learner.module,
+            cache_features(learner.module, x, y),
+            num_steps=num_refit_steps,
+            batch_size=size,
+            learning_rate=settings.refit_learning_rate,
+            generator=learner.generator,
+        )
     return MicroUpdateReport(
         num_steps=num_steps, loss_before=means[0], loss_after=means[-1], cpu_s=cpu_clock() - started
     )
