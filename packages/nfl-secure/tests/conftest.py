@@ -2,8 +2,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import nfl_secure  # noqa: F401  # first of all, so that grpc is held to TLS 1.3
 import pytest
+
+import nfl_secure  # noqa: F401  # first of all, so that grpc is held to TLS 1.3
 
 from .fleet import Fleet
 

@@ -77,7 +77,9 @@ class Fleet:
         return SpiffeId(fleet=self.ca.fleet, role=role, name=name)
 
     def service(self, role: Role, name: str) -> Principal:
-        return self.ca.admit(self.home / role.value / name, self.spiffe(role, name), server_names=["127.0.0.1", "localhost"])
+        return self.ca.admit(
+            self.home / role.value / name, self.spiffe(role, name), server_names=["127.0.0.1", "localhost"]
+        )
 
     def open_keeper(self) -> Keeper:
         """Open the keeper, anew after the first time: a restart."""
@@ -156,7 +158,11 @@ class Fleet:
         return self.gate(name, policy).seal(self.displacement(), base=base, weight=weight, leaf=leaf)
 
     def closed_batch(
-        self, policy: VerifiedPolicy, *names: str, book: BatchBook | None = None, weights: Mapping[str, int] | None = None
+        self,
+        policy: VerifiedPolicy,
+        *names: str,
+        book: BatchBook | None = None,
+        weights: Mapping[str, int] | None = None,
     ) -> ClosedBatch:
         """Let devices contribute to one batch and close it."""
         book = book or BatchBook(LEAF)
@@ -169,7 +175,9 @@ class Fleet:
         assert batch_id is not None
         return book.close(batch_id)
 
-    def roster_of(self, closed: ClosedBatch, *statements: bytes, batch_id: str | None = None, signer: Principal | None = None) -> bytes:
+    def roster_of(
+        self, closed: ClosedBatch, *statements: bytes, batch_id: str | None = None, signer: Principal | None = None
+    ) -> bytes:
         """Return a signed roster with other statements or under another batch id, as a lying leaf would make it."""
         changed = replace(closed, statements=statements or closed.statements, batch_id=batch_id or closed.batch_id)
         return changed.roster(signer or self.leaf)

@@ -10,9 +10,9 @@ Rules:
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from types import MappingProxyType
-from typing import TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import grpc
 import grpc.aio
@@ -27,6 +27,8 @@ Grants: TypeAlias = Mapping[str, frozenset[Role]]
 
 _DEVICE = frozenset({Role.DEVICE})
 
+# Every method that is served behind client certificates, and the roles that may call it. `Enrol` is served on a port of
+# its own, by token.
 GRANTS: Grants = MappingProxyType(
     {
         "/nfl.device.v1.Device/Hello": _DEVICE,
@@ -35,7 +37,6 @@ GRANTS: Grants = MappingProxyType(
         "/nfl.device.v1.Device/Report": _DEVICE,
     }
 )
-"""Every method that is served behind client certificates, and the roles that may call it. `Enrol` is served on a port of its own, by token."""
 
 
 def authorise(
@@ -61,8 +62,22 @@ def authorise(
         raise AuthorisationError(f"{peer} may not act for {resource}")
 
 
-class AuthorisationInterceptor(grpc.aio.ServerInterceptor):
+# A handler serves whatever messages its method has; nothing here looks at one.
+_Call: TypeAlias = Callable[[Any, Any], Awaitable[Any]]
+_Stream: TypeAlias = Callable[[Any, Any], AsyncIterator[Any]]
+
+if TYPE_CHECKING:
+    _Interceptor = grpc.aio.ServerInterceptor[Any, Any]
+    _Handler: TypeAlias = grpc.RpcMethodHandler[Any, Any]
+    _Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
+else:
+    _Interceptor = grpc.aio.ServerInterceptor
+
+
+class AuthorisationInterceptor(_Interceptor):
     """Checks every call of a `grpc.aio` server before its handler sees a byte of it.
+
+    Handlers are coroutine functions or async generator functions.
 
     Args:
         fleet: The fleet of the service.
@@ -75,22 +90,15 @@ class AuthorisationInterceptor(grpc.aio.ServerInterceptor):
 
     async def intercept_service(
         self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler]],
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[_Handler]],
         handler_call_details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler:
-        """Return the handler behind the check. An unknown method gets a handler that denies."""
+    ) -> _Handler:
+        """Return the handler behind the check. A method that nobody serves gets a handler that denies."""
         method = handler_call_details.method
-        handler = await continuation(handler_call_details)
+        handler: _Handler | None = await continuation(handler_call_details)
         if handler is None:
-            return grpc.unary_unary_rpc_method_handler(self._guarded_call(_unknown, method))
-        if handler.request_streaming and handler.response_streaming:
-            make, inner = grpc.stream_stream_rpc_method_handler, handler.stream_stream
-        elif handler.request_streaming:
-            make, inner = grpc.stream_unary_rpc_method_handler, handler.stream_unary
-        elif handler.response_streaming:
-            make, inner = grpc.unary_stream_rpc_method_handler, handler.unary_stream
-        else:
-            make, inner = grpc.unary_unary_rpc_method_handler, handler.unary_unary
+            return grpc.unary_unary_rpc_method_handler(self._guarded_call(_no_handler, method))
+        make, inner = _taken_apart(handler)
         guarded = (
             self._guarded_stream(inner, method)
             if inspect.isasyncgenfunction(inner)
@@ -98,21 +106,21 @@ class AuthorisationInterceptor(grpc.aio.ServerInterceptor):
         )
         return make(guarded, handler.request_deserializer, handler.response_serializer)
 
-    async def _check(self, context: grpc.aio.ServicerContext, method: str) -> None:
+    async def _check(self, context: _Context, method: str) -> None:
         try:
             authorise(peer_spiffe(context.auth_context()), method, fleet=self._fleet, grants=self._grants)
         except NflError as error:
             await rpc.abort(context, error)
 
-    def _guarded_call(self, inner, method):
-        async def call(request, context):
+    def _guarded_call(self, inner: _Call, method: str) -> _Call:
+        async def call(request: object, context: _Context) -> object:
             await self._check(context, method)
             return await inner(request, context)
 
         return call
 
-    def _guarded_stream(self, inner, method):
-        async def stream(request, context):
+    def _guarded_stream(self, inner: _Stream, method: str) -> _Stream:
+        async def stream(request: object, context: _Context) -> AsyncIterator[object]:
             await self._check(context, method)
             async for reply in inner(request, context):
                 yield reply
@@ -120,5 +128,21 @@ class AuthorisationInterceptor(grpc.aio.ServerInterceptor):
         return stream
 
 
-async def _unknown(request, context) -> None:
-    raise AssertionError("an unknown method is in no table, so the check before this denies it")
+def _taken_apart(handler: _Handler) -> tuple[Callable[..., _Handler], Callable[..., Any]]:
+    """Return what makes a handler of the same sort, and the function inside."""
+    if handler.request_streaming and handler.response_streaming:
+        return grpc.stream_stream_rpc_method_handler, _present(handler.stream_stream)
+    if handler.request_streaming:
+        return grpc.stream_unary_rpc_method_handler, _present(handler.stream_unary)
+    if handler.response_streaming:
+        return grpc.unary_stream_rpc_method_handler, _present(handler.unary_stream)
+    return grpc.unary_unary_rpc_method_handler, _present(handler.unary_unary)
+
+
+def _present(inner: Callable[..., Any] | None) -> Callable[..., Any]:
+    return _no_handler if inner is None else inner
+
+
+async def _no_handler(_request: object, context: _Context) -> None:
+    # Reached only when a table grants a method that the server does not have.
+    await context.abort(grpc.StatusCode.UNIMPLEMENTED, "method is not served here")

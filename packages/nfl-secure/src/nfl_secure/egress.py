@@ -1,6 +1,7 @@
 """The egress gate: the one function through which model data leave a device.
 
-allow-list -> finite and of the right shape -> clip to scale -> quantise with error feedback -> mask -> pack -> seal -> sign.
+allow-list -> finite and of the right shape -> clip to scale -> quantise with error feedback -> mask -> pack -> seal ->
+sign.
 
 Rules:
 * private and unknown tensors are refused, never dropped in silence;
@@ -30,7 +31,7 @@ from nfl_core.codec.quantise import expand_scales, quantise
 from nfl_core.delta import flatten_displacement
 from nfl_core.durable import LOCAL_DISK, Disk, DualRecord, make_folder
 from nfl_core.errors import DurableError, EgressError, PolicyError
-from nfl_core.ids import ContributionId, Digest, LeafId, PolicyId, parse_leaf_id
+from nfl_core.ids import ContributionId, Digest, PolicyId, parse_leaf_id
 from nfl_core.schema import TensorSchema
 from nfl_secure.identity.keys import Principal
 from nfl_secure.identity.spiffe import Role

@@ -42,7 +42,7 @@ class RosterRefusedError(PolicyError):
     """
 
     code = "secagg.roster-refused"
-    hint = "the batch is lost and its devices contribute again under the next policy; repeated refusals mean a faulty or lying leaf"
+    hint = "its devices contribute again under the next policy; if this repeats, the leaf is faulty or lies"
 
     def __init__(self, message: str, *, batch_id: str, reason: str) -> None:
         super().__init__(message)
@@ -61,4 +61,6 @@ class TlsProfileError(VerificationError):
     """This process or a peer would accept less than TLS 1.3 with certificates on both sides."""
 
     code = "tls.profile"
-    hint = "import nfl_secure before grpc, keep grpcio within the range of nfl-secure, and do not set GRPC_SSL_CIPHER_SUITES yourself"
+    hint = (
+        "import nfl_secure before grpc, keep grpcio in the range of nfl-secure, and leave GRPC_SSL_CIPHER_SUITES alone"
+    )

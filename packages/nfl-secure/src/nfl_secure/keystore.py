@@ -1,4 +1,4 @@
-"""Keys on disk: folders of mode 0700, secrets of mode 0600, certificates of mode 0644, each written at once or not at all.
+"""Keys on disk: folders of mode 0700, secrets 0600, certificates 0644, each written at once or not at all.
 
 Keys are not encrypted at rest: a robot has nobody to type a passphrase. Who can read the files is the device.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeAlias
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
@@ -16,8 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, x25519
 from nfl_core.durable import make_folder, read_file, write_file
 from nfl_core.errors import IdentityError
 
-PrivateKey = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey | x25519.X25519PrivateKey
-K = TypeVar("K", ec.EllipticCurvePrivateKey, ed25519.Ed25519PrivateKey, x25519.X25519PrivateKey)
+PrivateKey: TypeAlias = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey | x25519.X25519PrivateKey
 
 FOLDER_MODE = 0o700
 SECRET_MODE = 0o600
@@ -56,26 +55,43 @@ def private_pem(key: PrivateKey) -> bytes:
     )
 
 
-def read_key(path: Path, kind: type[K]) -> K:
-    """Return the private key in a file.
-
-    Args:
-        path: PEM.
-        kind: What it has to be.
+def read_tls_key(path: Path) -> ec.EllipticCurvePrivateKey:
+    """Return the ECDSA key in a PEM file.
 
     Raises:
         NotFoundError: There is no such file.
         IdentityError: It holds something else, or others can read it.
     """
+    key = _read_key(path)
+    if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
+        raise IdentityError(f"{path} holds a {type(key).__name__}, expected an ECDSA P-256 key")
+    return key
+
+
+def read_sign_key(path: Path) -> ed25519.Ed25519PrivateKey:
+    """Return the Ed25519 key in a PEM file. Raises like `read_tls_key`."""
+    key = _read_key(path)
+    if not isinstance(key, ed25519.Ed25519PrivateKey):
+        raise IdentityError(f"{path} holds a {type(key).__name__}, expected an Ed25519 key")
+    return key
+
+
+def read_seal_key(path: Path) -> x25519.X25519PrivateKey:
+    """Return the X25519 key in a PEM file. Raises like `read_tls_key`."""
+    key = _read_key(path)
+    if not isinstance(key, x25519.X25519PrivateKey):
+        raise IdentityError(f"{path} holds a {type(key).__name__}, expected an X25519 key")
+    return key
+
+
+def _read_key(path: Path) -> object:
     pem = read_file(path)
-    if path.stat().st_mode & 0o077:
+    mode = path.stat().st_mode & 0o777
+    if mode & 0o077:
         raise IdentityError(
-            f"{path} has mode {path.stat().st_mode & 0o777:04o}, expected 0600", hint=f"chmod 600 '{path}'"
+            f"{path} has mode {mode:04o}, expected 0600", hint=f"make it private again: chmod 600 '{path}'"
         )
     try:
-        key = serialization.load_pem_private_key(pem, password=None)
+        return serialization.load_pem_private_key(pem, password=None)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise IdentityError(f"{path} holds no private key") from error
-    if not isinstance(key, kind):
-        raise IdentityError(f"{path} holds a {type(key).__name__}, expected {kind.__name__}")
-    return key

@@ -2,8 +2,8 @@
 
 Everybody checks (`read_policy`): signed by a root of the own fleet; not expired; mode `sealed`; numbers in range; the
 modulus holds the largest weighted batch, because a sum that wraps cannot be told from a right one; the keeper's key is
-signed by a keeper of the fleet and still good. A device checks on top (`verify_policy`): its own schema, one scale a shared
-tensor, and a smallest batch not below its own floor, which no policy can lower.
+signed by a keeper of the fleet and still good. A device checks on top (`verify_policy`): its own schema, one scale a
+shared tensor, and a smallest batch not below its own floor, which no policy can lower.
 
     >>> policy = verify_policy(hello.policy, ca_pem=principal.ca_pem, schema=schema, n_min_floor=4, at=now)
 """
@@ -29,6 +29,7 @@ from nfl_secure.identity.spiffe import Role, SpiffeId
 from nfl_secure.messages import verify
 
 MODE_SEALED = "sealed"
+_TIME = "%Y-%m-%dT%H:%M:%SZ"
 KEEPER_KEY_BYTES = 32
 MIN_BATCH = 2  # the sum of a batch of one is the contribution itself
 
@@ -96,9 +97,7 @@ class VerifiedPolicy:
     def require_open(self, at: datetime) -> None:
         """Raise ExpiredError when the policy is over."""
         if at >= self.expires_at:
-            raise ExpiredError(
-                f"policy {self.policy_id} expired at {self.expires_at:%Y-%m-%dT%H:%M:%SZ}, now is {at:%Y-%m-%dT%H:%M:%SZ}"
-            )
+            raise ExpiredError(f"policy {self.policy_id} expired at {self.expires_at:{_TIME}}, now is {at:{_TIME}}")
 
 
 def read_policy(signed: bytes, *, ca_pem: bytes, at: datetime) -> VerifiedPolicy:

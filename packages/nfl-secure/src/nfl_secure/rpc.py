@@ -5,12 +5,15 @@ The message travels as `CODE: message`; the code also stands in the trailing met
 
 from __future__ import annotations
 
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 import grpc
 import grpc.aio
 
 from nfl_core import errors
+
+_Request = TypeVar("_Request")
+_Reply = TypeVar("_Reply")
 
 CODE_METADATA = "nfl-code"
 
@@ -35,10 +38,9 @@ def status_of(error: errors.NflError) -> grpc.StatusCode:
     return next((status for kind, status in _STATUS if isinstance(error, kind)), grpc.StatusCode.INTERNAL)
 
 
-async def abort(context: grpc.aio.ServicerContext, error: errors.NflError) -> NoReturn:
+async def abort(context: grpc.aio.ServicerContext[_Request, _Reply], error: errors.NflError) -> NoReturn:
     """End a call with an error."""
     await context.abort(status_of(error), f"{error.code}: {error.message}", ((CODE_METADATA, error.code),))
-    raise AssertionError("abort returned")  # pragma: no cover
 
 
 def error_of(failure: grpc.RpcError, *, peer: str) -> errors.NflError:
@@ -64,7 +66,7 @@ def error_of(failure: grpc.RpcError, *, peer: str) -> errors.NflError:
 
 
 def _by_code(root: type[errors.NflError]) -> dict[str, type[errors.NflError]]:
-    """Return the classes that can be made from a message alone, by code; the parent wins where a child keeps its code."""
+    """Return the classes that a message alone can make, by code; a parent wins over a child that keeps its code."""
     found: dict[str, type[errors.NflError]] = {}
     for child in root.__subclasses__():
         if child.__init__ is errors.NflError.__init__:

@@ -1,10 +1,11 @@
 """The one TLS profile: TLS 1.3, certificates of the fleet's CA on both sides, and a proof of it at start-up.
 
-grpcio has no option for a lowest TLS version. `nfl_secure.__init__` sets a variable that leaves it without a usable TLS 1.2
-suite; this module refuses to make credentials where that came too late, and `start_up_self_test` offers a server its own
-port TLS 1.2, and TLS 1.3 without a certificate, and stops the start when either is accepted.
+grpcio has no option for a lowest TLS version. `nfl_secure.__init__` sets a variable that leaves it without a usable TLS
+1.2 suite; this module refuses to make credentials where that came too late, and `start_up_self_test` offers a server
+its own port TLS 1.2, and TLS 1.3 without a certificate, and stops the start when either is accepted.
 
-The enrolment port is the one exception: a device that enrols has no certificate yet, so only the server shows one there.
+The enrolment port is the one exception: a device that enrols has no certificate yet, so only the server shows one
+there.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from nfl_secure.identity.spiffe import SpiffeId, parse_spiffe
 
 Options = Sequence[tuple[str, int]]
 
-# A connection is closed gently after ten minutes, so that a peer whose certificate has ended does not live on in an old one.
+# A connection is closed gently after ten minutes, so that a peer whose certificate has ended does not live on in an old
+# one.
 SERVER_OPTIONS: Options = (
     ("grpc.so_reuseport", 0),  # else a second server binds the same port and takes half of the calls
     ("grpc.max_receive_message_length", MAX_GRPC_MESSAGE_BYTES),
@@ -67,7 +69,7 @@ def channel_credentials(principal: Principal) -> grpc.ChannelCredentials:
 
 
 def enrolment_server_credentials(principal: Principal) -> grpc.ServerCredentials:
-    """Return what the enrolment port listens with: no client certificates. Raises TlsProfileError like `server_credentials`."""
+    """Return what the enrolment port listens with: no client certificates. Raises TlsProfileError."""
     _require_profile()
     return grpc.ssl_server_credentials([(principal.tls_key_pem, principal.tls_cert_pem)])
 
@@ -132,8 +134,8 @@ def start_up_self_test(
 ) -> None:
     """Attack our own port before anybody else can, and stop the start if it gives way.
 
-    Blocks; in an event loop run it with `asyncio.to_thread`. The files of `principal` are not touched: its certificate is offered
-    from a temporary file, because `ssl` takes no bytes.
+    Blocks; in an event loop run it with `asyncio.to_thread`. The files of `principal` are not touched: its certificate
+    is offered from a temporary file, because `ssl` takes no bytes.
 
     Args:
         address: `host:port` that listens.

@@ -1,8 +1,8 @@
 """Who is who in a fleet: SPIFFE ids, the fleet's CA, principals with two keys, and enrolment by one-time token.
 
 Every principal holds two keys, made where they are used: one for TLS (ECDSA P-256, because gRPC refuses Ed25519
-certificates) and one for signing statements (Ed25519). Both certificates carry the same SPIFFE id, and nothing but that id
-says who somebody is: no header, no address, no common name.
+certificates) and one for signing statements (Ed25519). Both certificates carry the same SPIFFE id, and nothing but that
+id says who somebody is: no header, no address, no common name.
 """
 
 from nfl_secure.identity.ca import FleetCA

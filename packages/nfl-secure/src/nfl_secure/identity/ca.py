@@ -1,7 +1,7 @@
 """The fleet's certificate authority: one ECDSA P-256 key that says who belongs to the fleet.
 
-Its certificate carries a critical name constraint: whoever steals the key of one fleet cannot make identities of another
-for a verifier that pins both. Certificates are short-lived (a device's 24 h, a service's 72 h) and start
+Its certificate carries a critical name constraint: whoever steals the key of one fleet cannot make identities of
+another for a verifier that pins both. Certificates are short-lived (a device's 24 h, a service's 72 h) and start
 five minutes in the past, so that a device with a slow clock can use them at once.
 """
 
@@ -24,7 +24,7 @@ from nfl_core.ids import FleetName, parse_fleet_name
 from nfl_secure.identity.keys import CertificateRequests, Principal
 from nfl_secure.identity.spiffe import Role, SpiffeId
 from nfl_secure.identity.trust import CertificateKind, Trust
-from nfl_secure.keystore import make_private_folder, private_pem, read_key, utc_now, write_public, write_secret
+from nfl_secure.keystore import make_private_folder, private_pem, read_tls_key, utc_now, write_public, write_secret
 
 CA_LIFETIME = timedelta(days=3650)
 DEVICE_LIFETIME = timedelta(hours=24)
@@ -86,7 +86,7 @@ class FleetCA:
             NotFoundError: A file is missing.
             IdentityError: A file is not what it should be.
         """
-        key = read_key(folder / _KEY_FILE, ec.EllipticCurvePrivateKey)
+        key = read_tls_key(folder / _KEY_FILE)
         return cls(key=key, ca_pem=read_file(folder / _CERTIFICATE_FILE), clock=clock)
 
     def issue(
@@ -111,8 +111,8 @@ class FleetCA:
             The certificate, DER.
 
         Raises:
-            IdentityError: The request is malformed, does not prove possession of the key or has a key of the wrong type;
-                or the name is of another fleet, or server names do not fit.
+            IdentityError: The request is malformed, does not prove possession of its key or has a key of the wrong
+                type; or the name is of another fleet, or server names do not fit.
         """
         key = check_request(csr, kind=kind)
         if spiffe.fleet != self.fleet:

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
 
 import grpc
 import grpc.aio
@@ -27,6 +28,9 @@ from nfl_secure.identity.spiffe import Role, SpiffeId
 from nfl_secure.identity.tokens import TokenStore
 from nfl_secure.identity.trust import CertificateKind, Trust, parse_certificate
 from nfl_secure.keystore import utc_now
+
+if TYPE_CHECKING:
+    _Context: TypeAlias = grpc.aio.ServicerContext[enrol_pb2.EnrolRequest, enrol_pb2.EnrolReply]
 
 MAX_REQUEST_BYTES = 64 * 1024  # two requests of some 400 bytes, a token and an id, with much room
 DEFAULT_TIMEOUT_S = 20.0
@@ -91,9 +95,8 @@ class EnrolmentDesk:
             DurableError: The use of the token cannot be stored.
         """
         device = parse_device_id(request.device_id)
-        tls_key = check_request(request.tls_csr, kind=CertificateKind.TLS)
-        sign_key = check_request(request.sign_csr, kind=CertificateKind.SIGN)
-        del tls_key, sign_key
+        check_request(request.tls_csr, kind=CertificateKind.TLS)
+        check_request(request.sign_csr, kind=CertificateKind.SIGN)
         record = self._tokens.redeem(request.token, device)
         placement = self._place(device, record.leaf)
         spiffe = SpiffeId(fleet=self._ca.fleet, role=Role.DEVICE, name=device)
@@ -118,7 +121,9 @@ class EnrolmentService(enrol_pb2_grpc.EnrolmentServicer):
     def __init__(self, desk: EnrolmentDesk) -> None:
         self._desk = desk
 
-    async def Enrol(self, request: enrol_pb2.EnrolRequest, context: grpc.aio.ServicerContext) -> enrol_pb2.EnrolReply:
+    async def Enrol(  # noqa: N802  # gRPC names methods so
+        self, request: enrol_pb2.EnrolRequest, context: _Context
+    ) -> enrol_pb2.EnrolReply:
         """Answer one request; errors of ours become a gRPC status with our code."""
         try:
             return self._desk.enrol(request)

@@ -1,6 +1,7 @@
 """The envelope of everything that is signed: how a statement becomes the bytes that Ed25519 signs.
 
-signature = Ed25519 over `nfl/v1/KIND`, NUL, payload. The kind has no NUL in it, so no two (kind, payload) give the same bytes.
+signature = Ed25519 over `nfl/v1/KIND`, NUL, payload. The kind has no NUL in it, so no two (kind, payload) give the same
+bytes.
 """
 
 from __future__ import annotations

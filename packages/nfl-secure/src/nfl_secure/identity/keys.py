@@ -1,7 +1,7 @@
 """A principal: the keys of one device or service, made where they are used, and the certificates that name it.
 
-A folder `keys/` holds `tls.key`, `tls.crt`, `sign.key`, `sign.crt`, `ca.pem` and `contribution.key`, a secret from which the
-ids of contributions are derived.
+A folder `keys/` holds `tls.key`, `tls.crt`, `sign.key`, `sign.crt`, `ca.pem` and `contribution.key`, a secret from
+which the ids of contributions are derived.
 """
 
 from __future__ import annotations
@@ -20,10 +20,17 @@ from typing_extensions import Self
 from nfl_core.durable import read_file
 from nfl_core.errors import IdentityError, NotFoundError
 from nfl_core.ids import ContributionId
+from nfl_secure.identity.envelope import sign_with
 from nfl_secure.identity.spiffe import SpiffeId
 from nfl_secure.identity.trust import Trust, parse_certificate, spiffe_of
-from nfl_secure.keystore import make_private_folder, private_pem, read_key, write_public, write_secret
-from nfl_secure.identity.envelope import sign_with
+from nfl_secure.keystore import (
+    make_private_folder,
+    private_pem,
+    read_sign_key,
+    read_tls_key,
+    write_public,
+    write_secret,
+)
 
 _SECRET_BYTES = 32
 
@@ -73,7 +80,7 @@ class Principal:
         return sign_with(self._sign_key, kind=kind, payload=payload, certificate=self.sign_certificate)
 
     def contribution_id(self, *, policy_id: int, base: str) -> ContributionId:
-        """Return the id of this device's contribution under a policy: the same every time, linked to nobody by an outsider."""
+        """Return the id of this device's contribution under a policy: the same each time; outsiders cannot link two."""
         message = f"nfl/v1/contribution-id\0{policy_id}|{base}".encode()
         return ContributionId(hmac.new(self._contribution_key, message, hashlib.sha256).hexdigest()[:32])
 
@@ -105,8 +112,8 @@ class Principal:
             .add_extension(x509.SubjectAlternativeName([x509.UniformResourceIdentifier(str(spiffe))]), critical=True)
         )
         tls_key, sign_key = (
-            read_key(tls_path, ec.EllipticCurvePrivateKey),
-            read_key(sign_path, ed25519.Ed25519PrivateKey),
+            read_tls_key(tls_path),
+            read_sign_key(sign_path),
         )
         der = serialization.Encoding.DER
         return CertificateRequests(
@@ -152,8 +159,8 @@ class Principal:
 
     @classmethod
     def _assemble(cls, folder: Path, *, tls_pem: bytes, sign_certificate: bytes, ca_pem: bytes) -> Self:
-        tls_key = read_key(folder / "tls.key", ec.EllipticCurvePrivateKey)
-        sign_key = read_key(folder / "sign.key", ed25519.Ed25519PrivateKey)
+        tls_key = read_tls_key(folder / "tls.key")
+        sign_key = read_sign_key(folder / "sign.key")
         contribution_key = read_file(folder / "contribution.key")
         tls, sign = parse_certificate(_pem_to_der(tls_pem)), parse_certificate(sign_certificate)
         if tls.public_key() != tls_key.public_key() or sign.public_key() != sign_key.public_key():

@@ -19,7 +19,7 @@ _URI = re.compile(r"spiffe://([^/?#]+)/([^/?#]+)/([^/?#]+)")
 
 
 class Role(str, Enum):
-    """What a principal is in its fleet. A role is granted methods in `nfl_secure.authz`, and signs kinds of messages."""
+    """What a principal is in its fleet: a role may call certain methods and sign certain kinds of messages."""
 
     DEVICE = "device"
     LEAF = "leaf"

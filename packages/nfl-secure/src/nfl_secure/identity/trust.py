@@ -26,6 +26,8 @@ from nfl_core.errors import ExpiredError, IdentityError
 from nfl_core.ids import FleetName, parse_fleet_name
 from nfl_secure.identity.spiffe import SpiffeId, parse_spiffe
 
+_TIME = "%Y-%m-%dT%H:%M:%SZ"
+
 
 class CertificateKind(str, Enum):
     """What a certificate's key is for."""
@@ -67,8 +69,8 @@ class Trust:
         except (InvalidSignature, ValueError, TypeError) as error:
             raise IdentityError(f"certificate is not signed by the CA of fleet {self.fleet}") from error
         if not certificate.not_valid_before_utc <= at <= certificate.not_valid_after_utc:
-            span = f"{certificate.not_valid_before_utc:%Y-%m-%dT%H:%M:%SZ} to {certificate.not_valid_after_utc:%Y-%m-%dT%H:%M:%SZ}"
-            raise ExpiredError(f"certificate is valid from {span}, now is {at:%Y-%m-%dT%H:%M:%SZ}")
+            begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+            raise ExpiredError(f"certificate is valid from {begin:{_TIME}} to {end:{_TIME}}, now is {at:{_TIME}}")
         _check_use(certificate, kind)
         spiffe = spiffe_of(certificate)
         if spiffe.fleet != self.fleet:

@@ -3,11 +3,12 @@
 Rules:
 * a contribution counts once, and a device contributes once under a policy;
 * a batch has one policy and one base; all its contributions are for this leaf;
-* it closes when it has the policy's `batch_size`, or when its window is over and it has `n_min`; never beyond `batch_max`;
+* it closes when it has the policy's `batch_size`, or when its window is over and it has `n_min`; never beyond
+  `batch_max`;
 * sums are made modulo 2**k with numpy; a leaf has no seed, so a sum tells it nothing.
 
-The caller makes contributions durable (batch id, time, body) before it gives a receipt, and after a restart plays them back
-in order with `add`.
+The caller makes contributions durable (batch id, time, body) before it gives a receipt, and after a restart plays them
+back in order with `add`.
 
     >>> opened = open_contribution(body, policy=policy, leaf=leaf, ca_pem=ca_pem, at=now, peer=peer)
     >>> batch_id = book.place(opened, policy=policy)      # raises DuplicateContributionError when it was counted
@@ -40,7 +41,7 @@ from nfl_secure.secagg.contribution import OpenedContribution
 
 
 def add_masked(total_N: NDArray[np.uint32], masked_N: NDArray[np.uint32], *, modulus_bits: int) -> None:
-    """Add masked values into a total, modulo 2**k. uint32 wraps by itself, so one mask of the low bits is all it takes."""
+    """Add masked values into a total, modulo 2**k: uint32 wraps by itself, the low k bits are the residue."""
     np.add(total_N, masked_N, out=total_N)
     total_N &= np.uint32(2**modulus_bits - 1)
 

@@ -15,7 +15,7 @@ from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from nfl_core.codec import frame
-from nfl_core.codec.quantise import pack, packed_bytes, unpack
+from nfl_core.codec.quantise import pack, unpack
 from nfl_core.errors import ContentError, FrameError, IdentityError, MalformedError, PolicyError
 from nfl_core.ids import ContributionId, Digest, LeafId, parse_contribution_id
 from nfl_core.wire import device_pb2
@@ -134,8 +134,9 @@ def read_statement(signed: bytes, *, policy: VerifiedPolicy, ca_pem: bytes, at: 
     except DecodeError as error:
         raise MalformedError("signed bytes are not a statement about a contribution") from error
     if message.policy_id != policy.policy_id or message.policy_sha256 != policy.sha256:
+        said = f"{message.policy_id} of digest {message.policy_sha256[:16]}"
         raise PolicyError(
-            f"contribution of {device} is under policy {message.policy_id} ({message.policy_sha256[:16]}), expected {policy.policy_id}"
+            f"contribution of {device} is under policy {said}, expected {policy.policy_id} of {policy.sha256[:16]}"
         )
     policy.base(message.base_digest)
     if len(message.sealed_seed) != SEALED_BYTES:
@@ -183,10 +184,6 @@ def open_contribution(
         raise PolicyError(
             f"contribution has {message.num_values} values of {message.modulus_bits} bits, "
             f"expected {policy.num_values} of {policy.modulus_bits}"
-        )
-    if len(message.masked) != packed_bytes(policy.num_values, policy.modulus_bits):
-        raise FrameError(
-            f"masked values come in {len(message.masked)} bytes, expected {packed_bytes(policy.num_values, policy.modulus_bits)}"
         )
     statement = read_statement(message.statement, policy=policy, ca_pem=ca_pem, at=at)
     if peer is not None and statement.device != peer:

@@ -5,15 +5,15 @@ values, uncover a single contribution. Rules for an answer:
 
 * the roster is signed by the leaf it names, a leaf of this fleet;
 * its policy is one this keeper knows, not expired, sealed to this keeper's key;
-* every statement is signed by a device of this fleet with a valid certificate, names this policy, base and leaf; devices
-  and contribution ids are distinct;
+* every statement is signed by a device of this fleet with a valid certificate, names this policy, base and leaf;
+  devices and contribution ids are distinct;
 * every seed opens for exactly the contribution it is said to belong to;
 * size at least the larger of the policy's and the keeper's own `n_min`, at most `batch_max`;
 * no contribution was answered before in any batch, and no device twice under one policy;
 * a batch is answered once. The same roster again gets the same stored bytes; another one under its id is refused.
 
-The answer and the fact that it was given are durable before it is returned. Refusals leave no trace, so a leaf that sent
-a faulty roster may send a right one.
+The answer and the fact that it was given are durable before it is returned. Refusals leave no trace, so a leaf that
+sent a faulty roster may send a right one.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from nfl_core.wire import sites_pb2
 from nfl_secure.errors import RosterRefusedError
 from nfl_secure.identity.keys import Principal
 from nfl_secure.identity.spiffe import Role
-from nfl_secure.keystore import make_private_folder, private_pem, read_key, utc_now, write_secret
+from nfl_secure.keystore import make_private_folder, private_pem, read_seal_key, utc_now, write_secret
 from nfl_secure.messages import verify
 from nfl_secure.policy import MIN_BATCH, VerifiedPolicy, read_policy
 from nfl_secure.secagg.batch import add_masked
@@ -87,7 +87,7 @@ class KeeperLedger:
         return known is not None
 
     def require_unused(self, entry: LedgerEntry) -> None:
-        """Raise RosterRefusedError when a contribution or device of an entry was in an answered batch, or stands in it twice."""
+        """Raise RosterRefusedError when a contribution or device was in an answered batch, or stands here twice."""
         repeated = len(set(entry.contributions)) < len(entry.contributions)
         if repeated or len(set(entry.devices)) < len(entry.devices):
             _refuse(entry.batch_id, "duplicate", "a device or contribution stands in the roster twice")
@@ -292,7 +292,7 @@ def _refuse(batch_id: str, reason: str, message: str) -> NoReturn:
 def _open_key(path: Path) -> x25519.X25519PrivateKey:
     if not path.exists():
         write_secret(path, private_pem(x25519.X25519PrivateKey.generate()))
-    return read_key(path, x25519.X25519PrivateKey)
+    return read_seal_key(path)
 
 
 def _entry_of(line: bytes) -> LedgerEntry:

@@ -1,4 +1,4 @@
-"""Masks: a seed of 32 bytes becomes as many values as a contribution has. Fresh seed, zero nonce, AES-256 in counter mode.
+"""Masks: a fresh seed of 32 bytes becomes as many values as a contribution has, by AES-256 in counter mode.
 
 Shape legend: N masked values.
 """
@@ -26,8 +26,8 @@ def mask_values(seed: bytes, num_values: int, modulus_bits: int) -> NDArray[np.u
         modulus_bits: k, 1 to 32.
 
     Returns:
-        uint32 [N], uniform in [0, 2**k): the low k bits of little-endian words of the key stream. A 32-bit word for each value,
-        whatever k is, keeps the stream independent of k and costs 0.6 ms a million values.
+        uint32 [N], uniform in [0, 2**k): the low k bits of little-endian words of the key stream. A 32-bit word for
+        each value, whatever k is, keeps the stream independent of k and costs 0.6 ms a million values.
 
     Raises:
         MalformedError: The seed has another length or a number is out of range.

@@ -1,7 +1,7 @@
 """Sealing the seed of a mask to the keeper: HPKE (RFC 9180) with X25519, HKDF-SHA256 and AES-256-GCM.
 
-The seed is bound to everything it was made for: the policy, the contribution, the leaf, the base and the masked values. A
-seed that is moved to another place does not open there.
+The seed is bound to everything it was made for: the policy, the contribution, the leaf, the base and the masked values.
+A seed that is moved to another place does not open there.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 Rules:
 * signed by a leaf and by the policy's keeper; same batch, roster, number of contributions, values and modulus;
 * the policy, its base and the base's region are the ones the root gave;
-* every uncovered value is within what honest contributions of that weight can add up to. A device can put any residue in,
-  and this is the one bound that a sum keeps.
+* every uncovered value is within what honest contributions of that weight can add up to. A device can put any residue
+  in, and this is the one bound that a sum keeps.
 
 Shape legend: P shared values, N = P + 1.
 """
@@ -89,7 +89,7 @@ def unmask(batch_sum: bytes, mask_sum: bytes, *, policy: VerifiedPolicy, ca_pem:
 
 
 def batch_of(batch_sum: bytes, *, ca_pem: bytes, at: datetime) -> tuple[BatchId, int, Digest]:
-    """Return batch id, policy id and base digest of a batch sum, to find its policy and its mask sum. Raises like `unmask`."""
+    """Return batch id, policy id and base digest of a batch sum, to find what belongs to it. Raises like `unmask`."""
     _, payload = verify(batch_sum, kind="batch-sum", ca_pem=ca_pem, role=Role.LEAF, at=at)
     try:
         batch = sites_pb2.BatchSum.FromString(payload)
@@ -131,10 +131,9 @@ def _uncover(
     masked_N = unpack(batch.sum, k, num_values).astype(np.int64)
     residues_N = (masked_N - unpack(masks.sum, k, num_values)) % (1 << k)
     weight = int(residues_N[-1])
-    if not batch.num <= weight <= batch.num * policy.max_weight:
-        raise UnmaskRefusedError(
-            f"batch {batch.batch_id} of {batch.num} contributions has weight {weight}, expected {batch.num} to {batch.num * policy.max_weight}"
-        )
+    heaviest = batch.num * policy.max_weight
+    if not batch.num <= weight <= heaviest:
+        raise UnmaskRefusedError(f"batch {batch.batch_id} has weight {weight}, expected {batch.num} to {heaviest}")
     counts_P = residues_N[:-1]
     counts_P[counts_P >= 1 << (k - 1)] -= 1 << k
     bound = qmax(policy.bits) * weight

@@ -4,7 +4,7 @@ import numpy as np
 
 from nfl_secure.secagg import unmask
 
-from ..fleet import Fleet
+from .fleet import Fleet
 
 
 def test_unmasked_total_is_the_exact_sum_of_what_devices_put_in(fleet: Fleet) -> None:
