@@ -1,6 +1,7 @@
 """A content-addressed store of chunks: the name of a file is the SHA-256 of its bytes, and reading checks it.
 
-A store is a cache or an archive, never a source of trust: whoever opens a bundle verifies its chunks against the manifest.
+A store is a cache or an archive, never a source of trust: whoever opens a bundle verifies its chunks against the
+manifest.
 
     >>> store = ChunkStore(Path("chunks"))
     >>> digest = store.put(b"weights")

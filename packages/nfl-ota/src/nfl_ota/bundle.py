@@ -309,7 +309,7 @@ def build_bundle(
             version=version,
             base=base,
             levels=spec.levels,
-            schema_document=json.loads(schema.to_json()),
+            schema=json.loads(schema.to_json()),
             tensors=tuple(refs),
             graph=_store(chunks, GRAPH, graph),
             content_digest=digest,

@@ -1,8 +1,9 @@
-"""The device's side of an update: refresh signed metadata, take one manifest, download its chunks. Everything is verified.
+"""The device's side of an update: refresh signed metadata, take one manifest, download its chunks, all verified.
 
 python-tuf's client does the TUF workflow. This module adds what it lacks on a device that can lose power at any moment:
 
-* the durable floor (`nfl_ota.floor`) is asked before anything that was verified is kept, and again at the end of a refresh;
+* the durable floor (`nfl_ota.floor`) is asked before anything that was verified is kept, and again at the end of a
+  refresh;
 * whatever is trusted later is written through `nfl_core.durable`: bytes before names, names before the floor;
 * expiry is judged by the later of the clock and the last refresh that succeeded;
 * every download has a byte cap, and every error is one of ours that names what was wrong.
@@ -19,7 +20,7 @@ from collections.abc import Callable, Collection
 from datetime import datetime
 from pathlib import Path
 
-from tuf.ngclient import UpdaterConfig
+from tuf.ngclient.config import UpdaterConfig
 
 from nfl_core.durable import make_folder
 from nfl_core.errors import ContentError, NotFoundError

@@ -1,7 +1,8 @@
 """The anti-rollback floor: the highest of everything that this device has accepted, kept through power cuts.
 
-python-tuf finds out that metadata are old by comparing them with its local copies. A power cut can zero those, and then a
-replay of old metadata is accepted. The floor is a second memory, in a dual record, that is asked on every refresh. Rules:
+python-tuf finds out that metadata are old by comparing them with its local copies. A power cut can zero those, and then
+a replay of old metadata is accepted. The floor is a second memory, in a dual record, that is asked on every refresh.
+Rules:
 
 * no role, and no bundle version, below the floor; the floor never sinks by itself;
 * the root role's floor never goes away; any other number is bound to the keys that signed it: when the root replaces
@@ -64,13 +65,14 @@ class FloorState(BaseModel):
 
     def mark(self, name: str) -> Mark:
         """Return the mark of that name."""
-        return {
+        marks = {
             "root": self.root,
             "timestamp": self.timestamp,
             "snapshot": self.snapshot,
             "targets": self.targets,
             "bundle": self.bundle,
-        }[name]
+        }
+        return marks[name]
 
     def refuses(self, seen: FloorState) -> str | None:
         """Say why `seen` is below this floor; None when it is not. Pure."""
@@ -84,7 +86,7 @@ class FloorState(BaseModel):
         """Return the floor after `seen` was accepted. Pure."""
         marks = {name: seen.mark(name) if seen.mark(name).number else self.mark(name) for name in _MARKS}
         times = [at for at in (self.seen_at, seen.seen_at) if at is not None]
-        return FloorState(**marks, seen_at=max(times) if times else None)
+        return FloorState(seen_at=max(times) if times else None).model_copy(update=marks)
 
 
 class Floor:

@@ -4,9 +4,9 @@ Rules, in this order:
 
 * one output that is not finite fails the version at once;
 * more late inferences than `max_late_fraction` of the whole allows fail it, as soon as that is certain;
-* accuracy, where it is known for some inferences, is judged once at the end: the version fails when so few right answers
-  would be rarer than `SIGNIFICANCE` for a model exactly `max_accuracy_drop` below the reference (exact binomial test). A plain
-  comparison of means would refuse one good version in ten after eight inferences;
+* accuracy, where it is known for some inferences, is judged once at the end: the version fails when so few right
+  answers would be rarer than `SIGNIFICANCE` for a model exactly `max_accuracy_drop` below the reference (exact binomial
+  test). A plain comparison of means would refuse one good version in ten after eight inferences;
 * after `num_inferences` observations without a failure the version is healthy.
 
     >>> probation = Probation(ProbationSettings(num_inferences=1))
@@ -145,14 +145,15 @@ class Probation:
                 outcome=Outcome.FAILED, reason=f"not-finite: output {self._num} holds a value that is not finite"
             )
         if self._num_late > settings.max_late_fraction * settings.num_inferences:
-            why = f"latency: {self._num_late} of {settings.num_inferences} inferences took longer than {settings.latency_budget_ms:g} ms"
+            late = f"{self._num_late} of {settings.num_inferences} inferences"
+            why = f"latency: {late} took longer than {settings.latency_budget_ms:g} ms"
             return Verdict(outcome=Outcome.FAILED, reason=why)
         if self._num < settings.num_inferences:
             return Verdict(outcome=Outcome.PENDING)
         if settings.reference_accuracy is not None and self._num_judged:
             least = max(0.0, settings.reference_accuracy - settings.max_accuracy_drop)
             if binomial_tail(self._num_correct, num=self._num_judged, chance=least) < SIGNIFICANCE:
-                why = f"accuracy: {self._num_correct} of {self._num_judged} right, expected about {least:.2f} of them or more"
+                why = f"accuracy: {self._num_correct} of {self._num_judged} right, expected about {least:.0%} or more"
                 return Verdict(outcome=Outcome.FAILED, reason=why)
         return Verdict(outcome=Outcome.HEALTHY)
 
@@ -165,7 +166,8 @@ def binomial_tail(at_most: int, *, num: int, chance: float) -> float:
         num: Trials, >= 0.
         chance: Of one success, in [0, 1].
 
-    Source: the cumulative binomial distribution, summed term by term; in logarithms, because binomials leave float at 1,000 trials.
+    Source: the cumulative binomial distribution, summed term by term; in logarithms, because at 1,000 trials its
+    coefficients are beyond float.
     """
     if chance <= 0 or at_most >= num:
         return 1.0

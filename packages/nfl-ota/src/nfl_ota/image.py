@@ -1,6 +1,7 @@
 """The one file that a slot is: manifest and chunks of a bundle, one after the other.
 
-A slot does not point into a shared store on purpose: one bad block then damages one slot, not the one to fall back to as well.
+A slot does not point into a shared store on purpose: one bad block then damages one slot, not the one to fall back to
+as well.
 
     >>> unpack_image(pack_image(bundle)).manifest == bundle.manifest
     True

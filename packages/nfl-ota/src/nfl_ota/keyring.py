@@ -7,16 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeVar
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
-from securesystemslib.signer import CryptoSigner, Key
-from tuf.api.metadata import Metadata, Signed, Snapshot, Targets, Timestamp
+from securesystemslib.signer import (  # type: ignore[attr-defined]  # builds its __all__ at run time, like python-tuf
+    CryptoSigner,
+    Key,
+)
+from tuf.api.metadata import Metadata, Root, Snapshot, Targets, Timestamp  # type: ignore[attr-defined]  # python-tuf builds its __all__ at run time
 
 from nfl_core.durable import make_folder, read_file, write_file
 from nfl_core.errors import DurableError, NotFoundError
 
 ROOT_KEYS = ("root-1", "root-2", "root-3")
+_Role = TypeVar("_Role", Root, Targets, Snapshot, Timestamp)
 _ONLINE_KEYS = (Targets.type, Snapshot.type, Timestamp.type)
 
 
@@ -77,7 +82,7 @@ class Keyring:
         """
         return self.signer(name).public_key
 
-    def sign(self, signed: Signed, *names: str, also: CryptoSigner | None = None) -> bytes:
+    def sign(self, signed: _Role, *names: str, also: CryptoSigner | None = None) -> bytes:
         """Return the metadata of a role, signed by the keys of these names and by `also`.
 
         Raises:

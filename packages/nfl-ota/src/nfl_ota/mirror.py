@@ -1,6 +1,7 @@
 """A copy of the repository in a folder: a leaf's cache, a USB stick. It is trusted by nobody and needs no keys.
 
-Paths come from other machines, so they are checked against the few forms that a repository has before they touch the disk.
+Paths come from other machines, so they are checked against the few forms that a repository has before they touch the
+disk.
 
     >>> mirror = Mirror(Path("cache"))
     >>> mirror.write("metadata/timestamp.json", data)
@@ -64,7 +65,7 @@ class Mirror:
         limit = max_bytes_of(path)
         if len(data) > limit:
             raise ContentError(f"{path} has {len(data)} bytes, expected at most {limit}")
-        # A chunk needs no signature to be told from a damaged one, so a broken link is noticed here and not by every device.
+        # A chunk needs no signature to be told from a damaged one: notice it here, not in every device.
         if path.startswith("chunks/") and digest_of(data) != path.removeprefix("chunks/"):
             raise ContentError(f"{path} has digest {digest_of(data)}")
         make_folder((self._folder / path).parent)

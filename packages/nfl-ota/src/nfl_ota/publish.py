@@ -12,7 +12,7 @@ Rules:
 
 * keys are Ed25519; the root role needs 2 of 3, and the root keys can be kept elsewhere: publishing does without them;
 * every file but `timestamp.json` has a name that is never used again for other content (consistent snapshots, content
-  addressing), and `timestamp.json` comes last: whoever has received any part of a publication serves the state before it;
+  addressing), and `timestamp.json` comes last: whoever has received any part of a publication serves the state before;
 * versions only grow; a rollback is a new version with the old content, of which a device fetches no chunk it has;
 * an interrupted publication leaves the old state in force, and publishing again finishes it.
 
@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from tuf.api.exceptions import RepositoryError
-from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, TargetFile, Targets, Timestamp
+from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, TargetFile, Targets, Timestamp  # type: ignore[attr-defined]  # python-tuf builds its __all__ at run time
 
 from nfl_core.durable import Journal, make_folder, read_file, write_file
 from nfl_core.errors import DurableError, NotFoundError
@@ -195,7 +195,8 @@ class Repository:
         """Sign bundles and put them into force, all at once.
 
         Args:
-            bundles: Manifest bytes and chunks, as `build_bundle` makes them. Chunks that were published before may be absent.
+            bundles: Manifest bytes and chunks, as `build_bundle` makes them. Chunks that were published before may be
+                absent.
 
         Returns:
             Target paths, in order. Bundles that are published already, byte for byte, change nothing.
@@ -249,7 +250,7 @@ class Repository:
         return manifests
 
     def refresh_timestamp(self) -> None:
-        """Sign the present state anew before it expires; the snapshot and the targets too when they are past half of their time.
+        """Sign the present state anew; the snapshot and the targets too when half of their time is over.
 
         Raises:
             NotFoundError: A signing key is missing.
@@ -288,7 +289,7 @@ class Repository:
         root.version, root.expires = root.version + 1, _seconds(self._clock()) + self._expiries.root
         data = replaced.sign(root, *ROOT_KEYS, also=also)
         path = f"metadata/{root.version}.root.json"
-        # Key before root: with the new key on disk and the old root in force, the other two keys still reach the threshold.
+        # Key before root: with the new key on disk and the old root in force, the other two still reach the threshold.
         replaced.save(name)
         self._keys = replaced
         self._write(path, data)

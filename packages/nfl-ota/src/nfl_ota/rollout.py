@@ -3,14 +3,14 @@
 `RolloutMachine` holds a state and takes events; each answers with actions that the caller carries out. Rules:
 
 * a wave opens the next one when it has soaked for `min_soak_s`, and every device in it has reported or its deadline has
-  passed; a wave that is past its deadline with fewer than `min_reports` waits: nothing is opened blindly, and devices that
-  are away hold up nobody once enough have reported;
-* when of at least `min_reports` reports more than `max_failure_fraction` are failures (devices that fell back), or more than
-  `max_refusal_fraction` are refused merges, the rollout halts and rolls back to the version before;
+  passed; a wave that is past its deadline with fewer than `min_reports` waits: nothing is opened blindly, and devices
+  that are away hold up nobody once enough have reported;
+* when of at least `min_reports` reports more than `max_failure_fraction` are failures (devices that fell back), or more
+  than `max_refusal_fraction` are refused merges, the rollout halts and rolls back to the version before;
 * that also holds after the last wave: late reports count until the next version starts;
 * reports about another version change nothing;
-* the state is JSON: a process that starts again goes on from it, and `resume` repeats the last decision. Store the state
-  before the actions are carried out, and carry them out so that doing so twice does no harm.
+* the state is JSON: a process that starts again goes on from it, and `resume` repeats the last decision. Store the
+  state before the actions are carried out, and carry them out so that doing so twice does no harm.
 
     >>> machine = RolloutMachine(RolloutSettings(waves=(0.2, 1.0)))
     >>> machine.start(VersionId(5), previous=VersionId(4), now=at)
@@ -297,8 +297,7 @@ class RolloutMachine:
 
     @property
     def _version(self) -> VersionId:
-        assert self._state.version is not None  # every phase but idle has one
-        return VersionId(self._state.version)
+        return VersionId(self._state.version or 0)  # every phase but idle has one
 
     def _wave(self) -> OpenWave:
         return OpenWave(version=self._version, index=self._state.wave, fraction=self.fraction)

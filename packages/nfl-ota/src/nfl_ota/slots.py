@@ -6,8 +6,8 @@
 * the running slot and the one to fall back to are never written; a new bundle goes where neither is;
 * a new slot is tried: every boot before `confirm` counts, and after `max_tries` the device falls back by itself;
 * a version that failed is quarantined: the same number is never installed again;
-* when both slots fail, the factory image runs; it is written once and has its own record, so that it boots even when the
-  state of the slots is lost;
+* when both slots fail, the factory image runs; it is written once and has its own record, so that it boots even when
+  the state of the slots is lost;
 * the order is file, then state: a power cut leaves the old state with the old file, or a file that nothing points to.
 
     >>> slots = Slots(Path("slots"))
@@ -388,10 +388,8 @@ class Slots:
         return unpack_image(data)
 
     def _loaded(self, state: SlotState, *, fell_back: bool) -> Boot:
-        assert state.active is not None  # every way here chose a slot or raised
-        return Boot(
-            slot=state.active, bundle=self.load(state.active), on_probation=state.on_probation, fell_back=fell_back
-        )
+        slot = state.active or Slot.FACTORY  # every way here chose a slot or raised
+        return Boot(slot=slot, bundle=self.load(slot), on_probation=state.on_probation, fell_back=fell_back)
 
     def _whole(self, state: SlotState | None = None) -> frozenset[Slot]:
         """Return the slots whose files are right."""

@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import IO, Protocol
 
 from tuf.api import exceptions
-from tuf.api.metadata import Root, Snapshot, TargetFile, Targets, Timestamp
-from tuf.ngclient import FetcherInterface, Updater, UpdaterConfig
+from tuf.api.metadata import Root, Snapshot, TargetFile, Targets, Timestamp  # type: ignore[attr-defined]  # python-tuf builds its __all__ at run time
+from tuf.ngclient.config import UpdaterConfig
+from tuf.ngclient.fetcher import FetcherInterface
+from tuf.ngclient.updater import Updater
 
 from nfl_core.durable import write_file
 from nfl_core.errors import (
@@ -105,7 +107,7 @@ class DurableUpdater(Updater):
             for name in (Timestamp.type, Snapshot.type, Targets.type)
             if name in trusted
         }
-        return FloorState(root=Mark(number=root.version), **marks)
+        return FloorState(root=Mark(number=root.version)).model_copy(update=marks)
 
     def target_bytes(self, info: TargetFile, *, max_bytes: int) -> bytes:
         """Return a target, verified.
