@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nfl_core.errors import DurableError, NflError
+from nfl_core.ids import parse_leaf_id
 from nfl_edge.errors import DeviceFolderError
 from nfl_edge.folder import DeviceFolder
 from nfl_edge.learn import Learner, TrainerProcess
@@ -24,6 +25,7 @@ from nfl_edge.sense import SampleSource
 from nfl_edge.settings import DeviceSettings, read_settings
 from nfl_edge.telemetry import EventJournal
 from nfl_secure.identity.keys import Principal
+from nfl_secure.identity.spiffe import Role, SpiffeId
 
 _LOG = logging.getLogger(__name__)
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 30.0
@@ -147,7 +149,8 @@ class Host:
             None if self._wiring.tap_folder is None else FileTap(self._wiring.tap_folder / f"{settings.device_id}.tap")
         )
         address = self._wiring.leaf_address or settings.leaf_address
-        return GrpcLink(address, principal=principal, partial=folder.cache / "partial", tap=tap)
+        leaf = SpiffeId(fleet=principal.spiffe.fleet, role=Role.LEAF, name=parse_leaf_id(settings.leaf_id))
+        return GrpcLink(address, principal=principal, leaf=leaf, partial=folder.cache / "partial", tap=tap)
 
     async def _pause(self, wait_s: float) -> None:
         try:

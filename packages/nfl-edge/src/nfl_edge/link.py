@@ -29,6 +29,7 @@ from nfl_core.wire import device_pb2
 from nfl_core.wire.limits import MAX_PART_BYTES
 from nfl_edge.outbox import Entry
 from nfl_secure.identity.keys import Principal
+from nfl_secure.identity.spiffe import SpiffeId
 from nfl_secure.rpc import error_of
 
 CALL_S = 5.0  # Hello and Report: one round trip
@@ -63,6 +64,7 @@ class GrpcLink:
     Args:
         address: `host:port` of the leaf.
         principal: The device's keys and certificates.
+        leaf: Whose certificate has to stand at that address; no other principal of the fleet may answer there.
         partial: Folder for the beginnings of downloads that were cut.
         tap: Called with method and serialised bytes of each outgoing message.
         call_s: Deadline of a short call, seconds.
@@ -74,6 +76,7 @@ class GrpcLink:
         address: str,
         *,
         principal: Principal,
+        leaf: SpiffeId,
         partial: Path,
         tap: Tap | None = None,
         call_s: float = CALL_S,
@@ -85,7 +88,7 @@ class GrpcLink:
         self._call_s, self._stream_s = call_s, stream_s
         # A leaf that comes back is found within a second, not after gRPC's default back-off of up to two minutes.
         backoff = (("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 1000))
-        options = (*nfl_secure.tls.CHANNEL_OPTIONS, *backoff)
+        options = (*nfl_secure.tls.channel_options(leaf.server_name), *backoff)
         self._channel = grpc.aio.secure_channel(address, nfl_secure.tls.channel_credentials(principal), options=options)
         self._hello = self._channel.unary_unary(
             _SERVICE + "Hello",

@@ -1,6 +1,6 @@
 """Run a bundle's graph with ONNX Runtime: shared tensors are built in, private ones are inputs.
 
-The graph arrives without weights worth anything. Shared tensors are given as initialisers when the session is built;
+The graph arrives without weights. Shared tensors are given as external initialisers when the session is built;
 private tensors stay overridable inputs, so new ones take effect by one assignment, in microseconds.
 
 Rules kept here:
@@ -75,17 +75,16 @@ class OrtEngine:
         options.inter_op_num_threads = 1
         options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
         options.log_severity_level = _FATAL_ONLY
-        kept: list[object] = []
-        for name, array in _own(shared).items():
-            value = ort.OrtValue.ortvalue_from_numpy(array)
-            options.add_initializer(name, value)
-            kept += [array, value]
+        owned = _own(shared)
+        values = [ort.OrtValue.ortvalue_from_numpy(array) for array in owned.values()]
+        # Not `add_initializer`: it replaces values after constants were folded, and the blanks of the file are used in silence.
+        options.add_external_initializers(list(owned), values)
         try:
             session = ort.InferenceSession(graph, sess_options=options, providers=["CPUExecutionProvider"])
         except Exception as error:
             raise EngineError(f"the graph cannot be loaded: {str(error).splitlines()[0][:200]}") from error
         _check_ports(session, private)
-        engine = cls(session, kept_alive=kept, private=own, num_classes=0)
+        engine = cls(session, kept_alive=(owned, values), private=own, num_classes=0)
         # The first run lays out memory and takes several times as long: not with a robot waiting for it.
         first = engine.run(np.zeros((1, *input_shape), np.float32))
         engine._num_classes = int(first.logits_BK.shape[1])
