@@ -40,7 +40,5 @@ ROOT_NEWEST_VERSION = "nfl_root_newest_version"
 ROOT_VALIDATION_ACCURACY = "nfl_root_validation_accuracy"
 ROOT_VALIDATION_SECONDS = "nfl_root_validation_seconds"
 
-NAMES = tuple(
-    sorted(value for value in list(globals().values()) if isinstance(value, str) and value.startswith("nfl_"))
-)
+NAMES = tuple(sorted(value for name, value in list(globals().items()) if name.isupper() and isinstance(value, str)))
 DEVICE_COUNTERS = tuple(name for name in NAMES if name.startswith("nfl_device_"))

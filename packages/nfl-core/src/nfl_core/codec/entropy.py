@@ -30,9 +30,14 @@ def decompress(data: bytes, *, max_bytes: int) -> bytes:
         FrameError: Not one whole zstd frame, or its content is larger than `max_bytes` or than it announces.
     """
     try:
-        announced = zstandard.get_frame_parameters(data).content_size
+        frame = zstandard.get_frame_parameters(data)
+        announced = frame.content_size
         if announced == zstandard.CONTENTSIZE_UNKNOWN or announced > max_bytes:
             raise FrameError(f"compressed data announce {announced} bytes, expected at most {max_bytes}")
+        if not frame.has_checksum or frame.dict_id:
+            raise FrameError("compressed data have no checksum or need a dictionary, expected a checksum and none")
+        if not announced and data != compress(b""):  # the library takes any frame of no content, whatever follows
+            raise FrameError(f"compressed data of {len(data)} bytes announce no content")
         raw = zstandard.ZstdDecompressor().decompress(data, max_output_size=announced, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise FrameError(f"not one whole zstd frame: {error}") from error
