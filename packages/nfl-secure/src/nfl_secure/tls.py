@@ -15,7 +15,7 @@ import socket
 import ssl
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import grpc
 import grpc.aio
@@ -27,7 +27,7 @@ from nfl_secure.errors import TlsProfileError
 from nfl_secure.identity.keys import Principal
 from nfl_secure.identity.spiffe import SpiffeId, parse_spiffe
 
-Options = Sequence[tuple[str, int]]
+Options: TypeAlias = Sequence[tuple[str, int | str]]
 
 # A connection is closed gently after ten minutes, so that a peer whose certificate has ended does not live on in an old
 # one.
@@ -42,6 +42,17 @@ CHANNEL_OPTIONS: Options = (
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.enable_retries", 0),  # retries are the caller's: it knows what may be said twice
 )
+
+
+def channel_options(peer: str) -> Options:
+    """Return the options of a channel to one service.
+
+    Args:
+        peer: `SpiffeId.server_name` of the service: the handshake fails when another answers at the address, even one of
+            the same fleet.
+    """
+    return (*CHANNEL_OPTIONS, ("grpc.ssl_target_name_override", peer))
+
 
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"  # with an empty SETTINGS frame, RFC 9113 3.4
 
@@ -134,12 +145,11 @@ def start_up_self_test(
 ) -> None:
     """Attack our own port before anybody else can, and stop the start if it gives way.
 
-    Blocks; in an event loop run it with `asyncio.to_thread`. The files of `principal` are not touched: its certificate
-    is offered from a temporary file, because `ssl` takes no bytes.
+    Blocks; in an event loop run it with `asyncio.to_thread`.
 
     Args:
         address: `host:port` that listens.
-        principal: Whose certificate is offered with TLS 1.2; its CA verifies the server.
+        principal: The service that listens there; its own, good certificate is what TLS 1.2 is tried with.
         client_certificates: Whether the port has to refuse a client without certificate; False for enrolment alone.
         timeout_s: Longest wait of one attempt.
 
@@ -149,16 +159,17 @@ def start_up_self_test(
     """
     host, _, port = address.rpartition(":")
     target = (host.strip("[]"), int(port))
+    server_name = principal.spiffe.server_name
     old = _client_context(principal)
     old.maximum_version = ssl.TLSVersion.TLSv1_2
-    accepted = _handshake(target, old, timeout_s=timeout_s)
+    accepted = _handshake(target, old, server_name=server_name, timeout_s=timeout_s)
     if accepted is not None:
         raise TlsProfileError(f"{address} accepts {accepted.version}, expected TLS 1.3 alone")
     bare = ssl.create_default_context(ssl.Purpose.SERVER_AUTH, cadata=principal.ca_pem.decode())
     bare.minimum_version = ssl.TLSVersion.TLSv1_3
     bare.set_alpn_protocols(["h2"])
     # The control: with TLS 1.3 the handshake itself succeeds, or the refusal above proved nothing.
-    accepted = _handshake(target, bare, timeout_s=timeout_s)
+    accepted = _handshake(target, bare, server_name=server_name, timeout_s=timeout_s)
     if accepted is None:
         raise TlsProfileError(f"{address} does not speak TLS 1.3 with a certificate of fleet {principal.spiffe.fleet}")
     if client_certificates and accepted.serves:
@@ -186,7 +197,9 @@ def _client_context(principal: Principal) -> ssl.SSLContext:
     return context
 
 
-def _handshake(target: tuple[str, int], context: ssl.SSLContext, *, timeout_s: float) -> _Accepted | None:
+def _handshake(
+    target: tuple[str, int], context: ssl.SSLContext, *, server_name: str, timeout_s: float
+) -> _Accepted | None:
     """Return what a server accepted, None when it refused the handshake."""
     try:
         raw = socket.create_connection(target, timeout=timeout_s)
@@ -194,7 +207,7 @@ def _handshake(target: tuple[str, int], context: ssl.SSLContext, *, timeout_s: f
         raise UnreachableError(f"nobody listens at {target[0]}:{target[1]}: {error}") from error
     with raw:
         try:
-            with context.wrap_socket(raw, server_hostname=target[0]) as wrapped:
+            with context.wrap_socket(raw, server_hostname=server_name) as wrapped:
                 return _Accepted(version=str(wrapped.version()), serves=_is_served(wrapped))
         except TimeoutError as error:
             raise UnreachableError(f"{target[0]}:{target[1]} does not answer within {timeout_s} s") from error

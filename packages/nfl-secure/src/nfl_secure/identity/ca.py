@@ -22,7 +22,7 @@ from nfl_core.durable import read_file
 from nfl_core.errors import ConflictError, IdentityError
 from nfl_core.ids import FleetName, parse_fleet_name
 from nfl_secure.identity.keys import CertificateRequests, Principal
-from nfl_secure.identity.spiffe import Role, SpiffeId
+from nfl_secure.identity.spiffe import Role, SpiffeId, role_server_name
 from nfl_secure.identity.trust import CertificateKind, Trust
 from nfl_secure.keystore import make_private_folder, private_pem, read_tls_key, utc_now, write_public, write_secret
 
@@ -104,7 +104,8 @@ class FleetCA:
             csr: DER, signed by the key it is about.
             spiffe: The name that is granted.
             kind: What the key is for.
-            server_names: IP addresses and DNS names under which a service can be reached; kind `tls` of services alone.
+            server_names: IP addresses and DNS names under which a service can be reached, beside the names made from
+                its id; kind `tls` of services alone.
             lifetime: From now; None: 24 h for a device, 72 h for a service.
 
         Returns:
@@ -122,7 +123,10 @@ class FleetCA:
             raise IdentityError(f"{spiffe} asks for server names in a certificate that serves nothing")
         now = self._clock()
         lifetime = lifetime or (DEVICE_LIFETIME if is_device else SERVICE_LIFETIME)
-        names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(str(spiffe)), *map(_server_name, server_names)]
+        names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(str(spiffe))]
+        if kind is CertificateKind.TLS and not is_device:
+            own_names = (spiffe.server_name, role_server_name(spiffe.role, fleet=spiffe.fleet))
+            names += map(_server_name, (*own_names, *server_names))
         builder = (
             x509.CertificateBuilder()
             .subject_name(

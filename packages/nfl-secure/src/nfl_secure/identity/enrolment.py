@@ -24,7 +24,7 @@ from nfl_core.wire import enrol_pb2, enrol_pb2_grpc
 from nfl_secure import rpc, tls
 from nfl_secure.identity.ca import FleetCA, check_request
 from nfl_secure.identity.keys import CertificateRequests, Principal, is_enrolled
-from nfl_secure.identity.spiffe import Role, SpiffeId
+from nfl_secure.identity.spiffe import Role, SpiffeId, role_server_name
 from nfl_secure.identity.tokens import TokenStore
 from nfl_secure.identity.trust import CertificateKind, Trust, parse_certificate
 from nfl_secure.keystore import utc_now
@@ -183,11 +183,12 @@ def enrol_device(
             hint="remove the folder to enrol this device anew; its old identity is lost then",
         )
     requests = Principal.create(folder, spiffe)
+    server_name = role_server_name(Role.ROOT, fleet=fleet)  # a token is shown to a root alone
     message = enrol_pb2.EnrolRequest(
         token=token, device_id=device_id, tls_csr=requests.tls_csr, sign_csr=requests.sign_csr
     )
     with grpc.secure_channel(
-        address, tls.enrolment_channel_credentials(ca_pem), options=tls.CHANNEL_OPTIONS
+        address, tls.enrolment_channel_credentials(ca_pem), options=tls.channel_options(server_name)
     ) as channel:
         try:
             reply = enrol_pb2_grpc.EnrolmentStub(channel).Enrol(message, timeout=timeout_s)

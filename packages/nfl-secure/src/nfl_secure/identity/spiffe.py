@@ -38,6 +38,16 @@ class SpiffeId:
     def __str__(self) -> str:
         return f"spiffe://{self.fleet}/{self.role.value}/{self.name}"
 
+    @property
+    def server_name(self) -> str:
+        """DNS name in the certificate of a service, by which a client insists on this very service at any address."""
+        return f"{self.name}.{role_server_name(self.role, fleet=self.fleet)}"
+
+
+def role_server_name(role: Role, *, fleet: FleetName) -> str:
+    """Return the DNS name that the certificates of all services of a role carry."""
+    return f"{role.value}.{fleet}"
+
 
 def parse_spiffe(uri: str) -> SpiffeId:
     """Return `uri` as a principal's name.
