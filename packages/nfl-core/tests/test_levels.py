@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -50,7 +52,7 @@ def test_empty_spec_is_refused() -> None:
 @given(periods=st.lists(st.integers(1, 12), min_size=1, max_size=4))
 def test_periods_divide_or_are_refused(periods: list[int]) -> None:
     levels = [level(f"l{index}", f"p{index}", period=period) for index, period in enumerate(periods)]
-    if all(slow % fast == 0 for fast, slow in zip(periods, periods[1:], strict=False)):
+    if all(slow % fast == 0 for fast, slow in pairwise(periods)):
         assert NestedSpec.of(levels).levels == tuple(levels)
     else:
         with pytest.raises(SpecError, match="expected a multiple"):

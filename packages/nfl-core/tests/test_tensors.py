@@ -82,7 +82,7 @@ def test_extra_missing_and_different_tensors_are_named() -> None:
         read_tensors(data, {"w": EXPECTED["w"]}, max_bytes=MAX_BYTES)
     with pytest.raises(TensorFileError, match=r"'w' is float32 of shape \(2, 3\), expected float32 of \(3, 2\)"):
         read_tensors(data, EXPECTED | {"w": ((3, 2), "float32")}, max_bytes=MAX_BYTES)
-    with pytest.raises(TensorFileError, match="'w' is float32 of shape .* expected float64"):
+    with pytest.raises(TensorFileError, match=r"'w' is float32 of shape .* expected float64"):
         read_tensors(data, EXPECTED | {"w": ((2, 3), "float64")}, max_bytes=MAX_BYTES)
 
 

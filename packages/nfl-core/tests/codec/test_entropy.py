@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import tracemalloc
 
 import pytest
@@ -57,8 +58,6 @@ def test_cut_padded_or_changed_data_are_refused(raw: bytes, data: st.DataObject)
     for wrong in (whole[:cut], whole + b"\0", whole + whole):
         with pytest.raises(FrameError):
             decompress(wrong, max_bytes=300)
-    try:
+    with contextlib.suppress(FrameError):
         # zstd leaves a few header bits without meaning; what it accepts must be what was compressed.
         assert decompress(bytes(changed), max_bytes=300) == raw
-    except FrameError:
-        pass

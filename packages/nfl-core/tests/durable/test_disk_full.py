@@ -1,4 +1,4 @@
-"""A disk that is full: an error that says so, nothing half-written, the old content readable, and work goes on later."""
+"""A full disk: an error that says so, nothing half-written, the old content readable, and work goes on later."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BIG = b"x" * (2 * FULL_BYTES)
 
 @pytest.fixture
 def full_disk(tmp_path: Path) -> Iterator[Path]:
-    """Mount a file system of 64 KiB, and fill it up to its last 16 KiB."""
+    """Mount a file system of 64 KiB."""
     if os.geteuid() != 0:
         pytest.skip("only root may mount a small file system; the file-size limit is tested instead")
     folder = tmp_path / "small disk"
@@ -55,7 +55,7 @@ def small_disk(request: pytest.FixtureRequest) -> Path:
 def test_whole_file_keeps_its_old_content(small_disk: Path) -> None:
     path = small_disk / "state"
     write_file(path, b"old")
-    with pytest.raises(StorageFullError, match="cannot write .*state") as caught:
+    with pytest.raises(StorageFullError, match=r"cannot write .*state") as caught:
         write_file(path, BIG)
     assert caught.value.code == "durable.disk-full"
     assert "free some space" in caught.value.hint
@@ -91,10 +91,14 @@ def test_journal_keeps_what_was_acknowledged(small_disk: Path) -> None:
 
 def test_journal_fills_the_disk_to_the_brim_and_loses_nothing(full_disk: Path) -> None:
     journal = Journal(full_disk / "journal")
-    appended = []
-    with pytest.raises(StorageFullError):
+    appended: list[bytes] = []
+
+    def fill() -> None:
         for number in range(1000):
             journal.append(b"%04d" % number * 300)
             appended.append(b"%04d" % number * 300)
+
+    with pytest.raises(StorageFullError):
+        fill()
     assert appended
     assert list(Journal(full_disk / "journal")) == appended

@@ -1,7 +1,8 @@
-"""Every place of a power cut, many ways to lose and tear what was not flushed; and naive writers that the model must catch."""
+"""Every place of a power cut, many ways to lose what was not flushed; and naive writers that the model must catch."""
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -31,10 +32,8 @@ def cut_anywhere(
     for power_lasts in range(whole.num_operations + 1):
         for seed in range(SEEDS):
             disk, acknowledged = SimulatedDisk(power_lasts=power_lasts), []
-            try:
+            with contextlib.suppress(PowerCutError):
                 work(disk, acknowledged)
-            except PowerCutError:
-                pass
             violations += not check(disk.after_power_cut(random.Random(seed)), acknowledged)
     return violations
 

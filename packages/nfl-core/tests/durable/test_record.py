@@ -60,5 +60,5 @@ def test_two_damaged_copies_are_refused_and_stay_as_they_are(tmp_path: Path) -> 
 
 
 def test_unwritable_folder_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DurableError, match="floor.0"):
+    with pytest.raises(DurableError, match=r"floor\.0"):
         DualRecord(tmp_path / "missing" / "floor").store(b"1")

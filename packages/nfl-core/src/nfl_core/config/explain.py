@@ -64,7 +64,7 @@ def _origin(key: str, origins: Mapping[str, str]) -> str | None:
 
 
 def _nearest(location: Sequence[int | str]) -> str | None:
-    """Return the key that an unknown one most likely means: a near one of its section, or the same of another section."""
+    """Return the key that an unknown one likely means: a near one of its section, or the same of another section."""
     *parents, wrong = map(str, location)
     fields = _fields_at(parents)
     near = difflib.get_close_matches(wrong, fields, n=1, cutoff=0.6)

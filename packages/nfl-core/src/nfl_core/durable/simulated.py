@@ -1,8 +1,9 @@
 """A disk in memory that can lose power: the worst that POSIX allows, for tests and campaigns.
 
 Model, per file: what was not synced may be lost, torn at any byte, filled with zeros, or mixed by sectors with what was
-there; an append does not touch the synced bytes before it. Per folder: names that were not synced may be lost, but in the order in which they were made (a journalling file
-system), and a renamed file whose content was not synced may be torn under its new name.
+there; an append does not touch the synced bytes before it. Per folder: names that were not synced may be lost, but in
+the order in which they were made (a journalling file system), and a renamed file whose content was not synced may be
+torn under its new name.
 
     >>> disk = SimulatedDisk(power_lasts=3)
     >>> try:
@@ -90,7 +91,7 @@ class SimulatedDisk:
     def remove(self, path: Path) -> None:
         """Remove the file if it is there."""
         self._operate()
-        self._change(path, lambda names: names.pop(path, None) and None)
+        self._change(path, lambda names: _forget(names, path))
 
     def sync_folder(self, path: Path) -> None:
         """Make the names in the folder durable."""
@@ -138,6 +139,10 @@ class SimulatedDisk:
         if path not in self._names:
             raise FileNotFoundError(2, "No such file", str(path))
         return self._names[path]
+
+
+def _forget(names: dict[Path, int], path: Path) -> None:
+    names.pop(path, None)
 
 
 def torn(old: bytes, new: bytes, rng: random.Random) -> bytes:
