@@ -5,8 +5,9 @@ Shape legend: P values of the shared vector, T shared tensors.
 Laws, kept by property tests: `+` is associative and commutative and exact; only deltas of the same schema, base, scales
 and bits add; a delta with an unknown, private, misshaped or non-finite tensor cannot be made.
 
-    >>> delta, residual_P = Delta.build(schema, {"body.w": moved}, base=digest, scales=(0.1,), bits=2)
-    >>> (delta + delta).mean()      # float32 [P]
+    >>> delta, residual_P = Delta.build(schema, moved, base=digest, scales=(0.1, 0.1, 0.1), bits=2)
+    >>> (delta + delta).weight
+    2
 """
 
 from __future__ import annotations

@@ -10,10 +10,10 @@ A spec is a stack of levels, fastest first. It decides for every parameter the o
     ...     Level(name="personal", params=("private.*",), scope=Scope.PRIVATE),
     ...     Level(name="fleet", params=("body.*", "head.*"), period=4, scope=Scope.GLOBAL),
     ... ])
-    >>> spec.assign(["body.weight", "private.weight"])
+    >>> spec.assign(["body.weight", "tail.weight", "private.weight"])
     Traceback (most recent call last):
     ...
-    nfl_core.errors.SpecError: ...
+    nfl_core.errors.SpecError: parameter 'tail.weight' is in no level, expected exactly one
     >>> spec.assign(["body.weight", "head.weight", "private.weight"])["head.weight"]
     'fleet'
 """

@@ -4,9 +4,9 @@ Shape legend: P is the number of shared values. The shared tensors (scope region
 (C order inside a tensor), make the vector that is quantised, masked and summed. Everybody who agrees on the fingerprint
 agrees on every place of that vector.
 
-    >>> schema = TensorSchema.of({"body.w": (2, 3), "private.w": (4,)}, spec)
+    >>> schema = TensorSchema.of({"body.w": (2, 3), "middle.w": (2,), "private.w": (4,)}, spec)
     >>> schema.num_shared
-    6
+    8
 """
 
 from __future__ import annotations

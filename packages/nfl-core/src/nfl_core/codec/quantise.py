@@ -9,9 +9,9 @@ Rules:
 * error feedback: what a device could not send, it keeps and adds next time, so nothing is lost over time;
 * value i of a packed vector stands in bits [i k, (i + 1) k) of a little-endian bit string; spare last bits are zero.
 
-    >>> q_P, residual_P = quantise(np.float32([0.3, -0.9]), np.float32([1.0, 1.0]), 2)
-    >>> q_P, residual_P
-    (array([ 0, -1], dtype=int32), array([0.3, 0.1], dtype=float32))
+    >>> q_P, residual_P = quantise(np.float32([0.25, -0.75]), np.float32([1, 1]), 2)
+    >>> q_P.tolist(), residual_P.tolist()
+    ([0, -1], [0.25, 0.25])
 
 Source: error feedback after Seide et al. 2014 and Karimireddy et al. 2019 (arXiv:1901.09847).
 """
