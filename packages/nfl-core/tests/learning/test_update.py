@@ -21,6 +21,7 @@ from nfl_core.learning import (
     score,
     state_of,
 )
+from nfl_core.levels import Level, NestedSpec, Scope
 
 MakeModel = Callable[..., NestedModel]
 MakeSamples = Callable[..., Samples]
@@ -45,6 +46,20 @@ def test_a_micro_update_learns(make_model: MakeModel, make_samples: MakeSamples)
     assert report.cpu_s == 2.5
     assert report.loss_after < 0.7 * report.loss_before
     assert score(module, fresh.x, fresh.y).accuracy > 0.8
+
+
+def test_an_update_leaves_no_open_chunk(make_model: MakeModel, make_samples: MakeSamples) -> None:
+    """Ten batches are two chunks of four and a part; without the flush the part would be missing in the delta."""
+    data, module = make_samples(80), make_model()
+    spec = NestedSpec.of([Level(name="slow", params=("*",), scope=Scope.GLOBAL, period=4)])
+    settings = LearningSettings(batch_size=8, epochs_per_update=1, refit_steps=0)
+    learner = NestedLearner(module, spec=spec, settings=settings, generator=torch.Generator().manual_seed(0))
+    assert micro_update(learner, data.x, data.y, prior=PRIOR).num_steps == 10
+    assert learner.clock.gathered("slow") == 0
+    assert not any(np.any(array) for array in learner.state_dict().arrays.values())
+    before = state_of(module)
+    learner.flush()
+    assert all(np.array_equal(before[name], array) for name, array in state_of(module).items())
 
 
 def test_the_closing_refit_moves_the_private_head_alone(make_model: MakeModel, make_samples: MakeSamples) -> None:
