@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from cryptography import x509
@@ -63,9 +63,9 @@ class Principal:
     ca_pem: bytes
     tls_cert_pem: bytes
     sign_certificate: bytes
-    _tls_key: ec.EllipticCurvePrivateKey
-    _sign_key: ed25519.Ed25519PrivateKey
-    _contribution_key: bytes
+    _tls_key: ec.EllipticCurvePrivateKey = field(repr=False, compare=False)
+    _sign_key: ed25519.Ed25519PrivateKey = field(repr=False, compare=False)
+    _contribution_key: bytes = field(repr=False, compare=False)
 
     def __repr__(self) -> str:
         return f"Principal({self.spiffe})"
