@@ -10,8 +10,8 @@ Rules kept here:
 * A device contributes once a policy, and twice from one base only while that base is the newest content of its region.
 * What was learned from a base is sent, if a policy wants it, before a newer version replaces that base.
 * A version that fails its probation or its merge is quarantined and never taken again.
-* A phase that left traces on the disk (activating, probation, confirming, falling back) is finished after a reboot; every
-  other phase is dropped and decided anew. So a reboot at any moment has a defined answer.
+* A phase that left traces on the disk (activating, probation, confirming, falling back) is finished after a reboot;
+  every other phase is dropped and decided anew. So a reboot at any moment has a defined answer.
 
     >>> first = step(AgentState(), Booted(now=0.0, active=None), AgentSettings())
     >>> first.action
@@ -27,6 +27,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import TypeVar
 
+from nfl_edge.errors import AgentInvariantError
 from nfl_edge.words import (
     Action,
     Activate,
@@ -122,7 +123,6 @@ class AgentState:
     before: str = ""  # checkpoint to return to when the candidate fails
     failure: str = ""  # why the device falls back
     quarantine: bool = True  # whether falling back condemns the candidate
-    learned_from: str = ""
     quarantined_digests: tuple[str, ...] = ()
     quarantined_versions: tuple[int, ...] = ()
     contributed_policies: tuple[int, ...] = ()
@@ -133,6 +133,7 @@ class AgentState:
     newest: str = ""
     policy: Policy | None = None
     num_pending: int = 0
+    learned_from: str = ""
     learned_revision: str = ""
     learned_at: float = 0.0
     greet_at: float = 0.0
@@ -154,7 +155,6 @@ class AgentState:
             before=self.before if kept else "",
             failure=self.failure if kept else "",
             quarantine=self.quarantine if kept else True,
-            learned_from=self.learned_from,
             quarantined_digests=self.quarantined_digests,
             quarantined_versions=self.quarantined_versions,
             contributed_policies=self.contributed_policies,
@@ -212,15 +212,17 @@ def may_contribute(state: AgentState, *, now: float) -> bool:
 
 
 def may_take(state: AgentState) -> bool:
-    """Say whether the offered version is one to fetch: not the running one and not quarantined."""
+    """Say whether the offered version is one to fetch: newer than the running one and not quarantined."""
     offer = state.offer
     if offer is None or offer.digest in state.quarantined_digests or offer.version in state.quarantined_versions:
         return False
-    return state.base is None or not _same(offer, state.base)
+    return state.base is None or offer.version > state.base.version
 
 
 def _boot(state: AgentState, event: Booted) -> Step:
-    kept = replace(state.durable(), num_pending=event.num_pending)
+    kept = replace(
+        state.durable(), num_pending=event.num_pending, learned_from=event.learned_from, learned_at=event.now
+    )
     candidate = kept.candidate
     if candidate is None:
         if kept.base is None or _same(event.active, kept.base):
@@ -239,6 +241,12 @@ def _boot(state: AgentState, event: Booted) -> Step:
     if kept.phase is Phase.CONFIRMING:
         return Step(state=kept, action=Confirm(candidate=candidate))
     return Step(state=kept, action=Probe(candidate=candidate))
+
+
+def _candidate(state: AgentState) -> Base:
+    if state.candidate is None:
+        raise AgentInvariantError(f"there is no candidate while {state.phase.value}")
+    return state.candidate
 
 
 def _same(left: Base | None, right: Base) -> bool:
@@ -267,14 +275,14 @@ def _rest(state: AgentState, now: float) -> Step:
 
 
 def _fall_back(state: AgentState) -> Step:
-    assert state.candidate is not None
-    action = FallBack(candidate=state.candidate, before=state.before, reason=state.failure, condemned=state.quarantine)
+    action = FallBack(
+        candidate=_candidate(state), before=state.before, reason=state.failure, condemned=state.quarantine
+    )
     return Step(state=replace(state, phase=Phase.FALLING_BACK), action=action)
 
 
-def _decide(state: AgentState, event: Event, settings: AgentSettings) -> Step:
+def _decide(state: AgentState, event: Tick, settings: AgentSettings) -> Step:
     """Choose the next piece of work. Order: ask, send, contribute, take, learn, tell, wait."""
-    assert isinstance(event, Tick)
     now = event.now
     if now >= state.greet_at:
         return Step(state=replace(state, phase=Phase.GREETING), action=Greet())
@@ -282,14 +290,13 @@ def _decide(state: AgentState, event: Event, settings: AgentSettings) -> Step:
         return Step(state=state, action=Wait(until=min(state.greet_at, state.work_at)))
     if state.linked and state.num_pending:
         return Step(state=replace(state, phase=Phase.SENDING), action=Send())
-    if may_contribute(state, now=now):
-        assert state.policy is not None
+    if state.policy is not None and may_contribute(state, now=now):
         return Step(state=replace(state, phase=Phase.SEALING), action=Seal(policy_id=state.policy.policy_id))
-    if state.linked and now >= state.fetch_at and may_take(state):
-        assert state.offer is not None
+    if state.linked and now >= state.fetch_at and state.offer is not None and may_take(state):
         return Step(state=replace(state, phase=Phase.FETCHING, candidate=state.offer), action=Fetch(offer=state.offer))
     relearn_at = state.learned_at + settings.relearn_s
-    if state.base is not None and event.revision and _learning_due(state, event.revision, now >= relearn_at):
+    stale = now >= relearn_at or state.learned_revision not in {"", event.revision}
+    if state.base is not None and event.revision and (stale or state.learned_from != state.base.digest):
         return Step(state=replace(state, phase=Phase.LEARNING), action=Learn())
     if state.linked and now >= state.report_at:
         following = replace(state, phase=Phase.REPORTING, sequence=state.sequence + 1)
@@ -297,112 +304,92 @@ def _decide(state: AgentState, event: Event, settings: AgentSettings) -> Step:
     return Step(state=state, action=Wait(until=state.greet_at))
 
 
-def _learning_due(state: AgentState, revision: str, relearn: bool) -> bool:  # noqa: FBT001 - private, one caller
-    assert state.base is not None
-    return relearn or state.learned_from != state.base.digest or state.learned_revision not in {"", revision}
-
-
-def _greeted(state: AgentState, event: Event, settings: AgentSettings) -> Step:
-    assert isinstance(event, Greeted)
+def _greeted(state: AgentState, event: Greeted, settings: AgentSettings) -> Step:
     greet_at = event.now + max(settings.poll_s, event.retry_after_s)
     known = replace(state, offer=event.offer, newest=event.newest, policy=event.policy, greet_at=greet_at)
     return _rest(replace(known, linked=True, failures=0), event.now)
 
 
-def _link_failed(state: AgentState, event: Event, settings: AgentSettings) -> Step:
-    assert isinstance(event, LinkFailed)
+def _link_failed(state: AgentState, event: LinkFailed, settings: AgentSettings) -> Step:
     later = _later(state, event.now, event.jitter, settings)
     # A repeated report number is counted once by the leaf, so the next report simply takes the next number.
     away = replace(state, linked=False, failures=state.failures + 1, greet_at=later, candidate=None)
     return _rest(away, event.now)
 
 
-def _learned(state: AgentState, event: Event, settings: AgentSettings) -> Step:
-    assert isinstance(event, Learned)
-    assert state.base is not None
-    done = replace(state, learned_from=state.base.digest, learned_revision=event.revision, learned_at=event.now)
+def _learned(state: AgentState, event: Learned, _settings: AgentSettings) -> Step:
+    digest = state.base.digest if state.base else ""
+    done = replace(state, learned_from=digest, learned_revision=event.revision, learned_at=event.now)
     return _rest(replace(done, failures=0), event.now)
 
 
-def _sealed(state: AgentState, event: Event, settings: AgentSettings) -> Step:
-    assert isinstance(event, Sealed)
+def _sealed(state: AgentState, event: Sealed, _settings: AgentSettings) -> Step:
     policies = _remember(state.contributed_policies, event.policy_id)
     bases = _remember(state.contributed_bases, str(event.base_digest))
     done = replace(state, contributed_policies=policies, contributed_bases=bases, num_pending=state.num_pending + 1)
     return _rest(done, event.now)
 
 
-def _seal_refused(state: AgentState, event: Event, settings: AgentSettings) -> Step:
-    assert isinstance(event, SealRefused)
+def _seal_refused(state: AgentState, event: SealRefused, _settings: AgentSettings) -> Step:
     return _rest(replace(state, contributed_policies=_remember(state.contributed_policies, event.policy_id)), event.now)
 
 
-def _sent(state: AgentState, event: Event, settings: AgentSettings) -> Step:
+def _sent(state: AgentState, event: Event, _settings: AgentSettings) -> Step:
     return _rest(replace(state, num_pending=max(0, state.num_pending - 1)), event.now)
 
 
-def _fetched(state: AgentState, event: Event, settings: AgentSettings) -> Step:
-    assert isinstance(event, Fetched)
-    assert state.candidate is not None
+def _fetched(state: AgentState, event: Fetched, _settings: AgentSettings) -> Step:
     ready = replace(state, before=event.before, shadow="", failure="", quarantine=True)
-    if event.before and state.base is not None and state.candidate.digest == state.base.digest:
+    if event.before and state.base is not None and _candidate(state).digest == state.base.digest:
         # The content that runs already, under another number (a rolled-back fleet): nothing to merge, all to check.
-        action: Action = Activate(candidate=state.candidate, shadow="")
+        action: Action = Activate(candidate=_candidate(state), shadow="")
         return Step(state=replace(ready, phase=Phase.ACTIVATING), action=action)
-    action = Merge(candidate=state.candidate, first=not event.before)
+    action = Merge(candidate=_candidate(state), first=not event.before)
     return Step(state=replace(ready, phase=Phase.MERGING), action=action)
 
 
-def _fetch_failed(state: AgentState, event: Event, settings: AgentSettings) -> Step:
-    assert isinstance(event, FetchFailed)
+def _fetch_failed(state: AgentState, event: FetchFailed, settings: AgentSettings) -> Step:
     later = _later(state, event.now, event.jitter, settings)
     return _rest(replace(state, candidate=None, failures=state.failures + 1, fetch_at=later), event.now)
 
 
-def _merged(state: AgentState, event: Event, settings: AgentSettings) -> Step:
-    assert isinstance(event, Merged)
-    assert state.candidate is not None
-    action = Activate(candidate=state.candidate, shadow=event.shadow)
+def _merged(state: AgentState, event: Merged, _settings: AgentSettings) -> Step:
+    action = Activate(candidate=_candidate(state), shadow=event.shadow)
     return Step(state=replace(state, phase=Phase.ACTIVATING, shadow=event.shadow), action=action)
 
 
-def _merge_refused(state: AgentState, event: Event, settings: AgentSettings) -> Step:
+def _merge_refused(state: AgentState, event: Event, _settings: AgentSettings) -> Step:
     return _rest(replace(_condemn(state), candidate=None, report_at=event.now), event.now)
 
 
-def _activated(state: AgentState, event: Event, settings: AgentSettings) -> Step:
-    assert state.candidate is not None
-    return Step(state=replace(state, phase=Phase.PROBATION), action=Probe(candidate=state.candidate))
+def _activated(state: AgentState, _event: Event, _settings: AgentSettings) -> Step:
+    return Step(state=replace(state, phase=Phase.PROBATION), action=Probe(candidate=_candidate(state)))
 
 
-def _passed(state: AgentState, event: Event, settings: AgentSettings) -> Step:
-    assert state.candidate is not None
-    return Step(state=replace(state, phase=Phase.CONFIRMING), action=Confirm(candidate=state.candidate))
+def _passed(state: AgentState, _event: Event, _settings: AgentSettings) -> Step:
+    return Step(state=replace(state, phase=Phase.CONFIRMING), action=Confirm(candidate=_candidate(state)))
 
 
-def _failed(state: AgentState, event: Event, settings: AgentSettings) -> Step:
-    assert isinstance(event, ProbationFailed)
+def _failed(state: AgentState, event: ProbationFailed, _settings: AgentSettings) -> Step:
     return _fall_back(replace(state, failure=event.reason))
 
 
-def _confirmed(state: AgentState, event: Event, settings: AgentSettings) -> Step:
-    done = replace(state, base=state.candidate, candidate=None, shadow="", before="", failures=0, report_at=event.now)
+def _confirmed(state: AgentState, event: Event, _settings: AgentSettings) -> Step:
+    done = replace(state, base=_candidate(state), candidate=None, shadow="", before="", failures=0, report_at=event.now)
     return _rest(done, event.now)
 
 
-def _fell_back(state: AgentState, event: Event, settings: AgentSettings) -> Step:
-    assert isinstance(event, FellBack)
+def _fell_back(state: AgentState, event: FellBack, _settings: AgentSettings) -> Step:
     condemned = _condemn(state) if state.quarantine else state
     done = replace(condemned, base=event.active, candidate=None, shadow="", before="", failure="", quarantine=True)
     return _rest(replace(done, report_at=event.now), event.now)
 
 
 def _condemn(state: AgentState) -> AgentState:
-    candidate = state.candidate
-    assert candidate is not None
+    candidate = _candidate(state)
     versions = _remember(state.quarantined_versions, candidate.version)
     if state.base is not None and candidate.digest == state.base.digest:
-        # Same tensors as the ones that run well: what failed is the rest of that bundle, so only its number is condemned.
+        # The tensors that run well here: what failed is the rest of that bundle, so only its number is condemned.
         return replace(state, quarantined_versions=versions)
     digests = _remember(state.quarantined_digests, str(candidate.digest))
     return replace(state, quarantined_versions=versions, quarantined_digests=digests)
@@ -412,13 +399,12 @@ def _reported(state: AgentState, event: Event, settings: AgentSettings) -> Step:
     return _rest(replace(state, report_at=event.now + settings.report_s), event.now)
 
 
-def _retry(state: AgentState, event: Event, settings: AgentSettings) -> Step:
+def _retry(state: AgentState, event: Event, _settings: AgentSettings) -> Step:
     """Try again, after a wait, what must not be left half-done."""
-    assert state.candidate is not None
     if event.now < state.work_at:
         return Step(state=state, action=Wait(until=state.work_at))
     return (
-        Step(state=state, action=Confirm(candidate=state.candidate))
+        Step(state=state, action=Confirm(candidate=_candidate(state)))
         if state.phase is Phase.CONFIRMING
         else _fall_back(state)
     )
@@ -432,7 +418,7 @@ def _remember(known: tuple[_T, ...], new: _T) -> tuple[_T, ...]:
     return (*kept, new)[-NUM_REMEMBERED:]
 
 
-_Handler = Callable[[AgentState, Event, AgentSettings], Step]
+_Handler = Callable[..., Step]  # each takes the event of its key; `step` looks up by exactly that type
 _TABLE: dict[tuple[Phase, type[Event]], _Handler] = {
     (Phase.RESTING, Tick): _decide,
     (Phase.GREETING, Greeted): _greeted,

@@ -11,8 +11,8 @@ app = typer.Typer(
     no_args_is_help=True,
     help="""Own a robot: enrol it, run its agent, look at it.
 
-    A device is one folder. `enrol` makes its keys in there and fetches certificates with a one-time token; `run` lets it
-    learn, infer, contribute and update; `status` shows what it runs and what it has learned.
+    A device is one folder. `enrol` makes its keys in there and fetches certificates with a one-time token; `run` lets
+    it learn, infer, contribute and update; `status` shows what it runs and what it has learned.
     """,
 )
 
@@ -51,8 +51,8 @@ def run(
 ) -> None:
     """Run the agents of one or more devices until SIGTERM or Ctrl-C.
 
-    One line of JSON on stdout says when all are ready; the log goes to stderr. Devices of one host share a process and a
-    trainer, and nothing else.
+    One line of JSON on stdout says when all are ready; the log goes to stderr. Devices of one host share a process and
+    a trainer, and nothing else.
 
     Examples:
         nfl device run robots/robot-7

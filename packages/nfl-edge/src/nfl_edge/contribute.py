@@ -1,6 +1,7 @@
 """Make contributions and check receipts: everything about the way up that needs keys.
 
-Model data leave through `nfl_secure.egress` alone; this module only hands it the displacement and keeps what it returns.
+Model data leave through `nfl_secure.egress` alone; this module only hands it the displacement and keeps what it
+returns.
 """
 
 from __future__ import annotations
@@ -107,7 +108,7 @@ class Contributor:
             raise PolicyError("there is no policy to contribute under")
         if checkpoint.meta.base_digest != base.digest:
             raise ConflictError(
-                f"the checkpoint started from {checkpoint.meta.base_digest[:12]}, the running version is {base.digest[:12]}"
+                f"checkpoint started from {checkpoint.meta.base_digest[:12]}, running version is {base.digest[:12]}"
             )
         gate = EgressGate(
             schema,

@@ -2,7 +2,9 @@
 
 ```
 NflError
++-- AgentInvariantError                  agent.invariant
 +-- ConfigError      DeviceFolderError   device.folder
++-- ConflictError    DeviceBusyError     device.busy
 +-- MalformedError   SamplesError        samples.invalid
 +-- LearningError    EngineError         inference.engine
 |                    UnsafeOutputError   inference.unsafe
@@ -16,11 +18,20 @@ from __future__ import annotations
 
 from nfl_core.errors import (
     ConfigError,
+    ConflictError,
     LearningError,
     MalformedError,
+    NflError,
     SignatureError,
     TransportError,
 )
+
+
+class AgentInvariantError(NflError):
+    """The agent contradicts itself; the host starts it again from its durable state."""
+
+    code = "agent.invariant"
+    hint = "report this: it is a fault of the program; the agent goes on from its durable state"
 
 
 class DeviceFolderError(ConfigError):
@@ -28,6 +39,13 @@ class DeviceFolderError(ConfigError):
 
     code = "device.folder"
     hint = "enrol the device first: nfl device enrol --token TOKEN --root HOST:PORT --ca ca.pem DIR"
+
+
+class DeviceBusyError(ConflictError):
+    """Another process runs the device."""
+
+    code = "device.busy"
+    hint = "stop the other `nfl device run`; two agents in one folder would destroy its state"
 
 
 class SamplesError(MalformedError):

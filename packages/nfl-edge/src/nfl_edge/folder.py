@@ -6,10 +6,12 @@ PosixPath('robot-7/outbox')
 
 from __future__ import annotations
 
+import fcntl
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from nfl_edge.errors import DeviceFolderError
+from nfl_edge.errors import DeviceBusyError, DeviceFolderError
 
 SETTINGS_FILE = "device.json"
 
@@ -90,3 +92,26 @@ class DeviceFolder:
                 path.mkdir(parents=True, exist_ok=True, mode=0o700)
         except OSError as error:
             raise DeviceFolderError(f"cannot make the folders of a device in {self.root}: {error}") from error
+
+
+def lock_device(folder: DeviceFolder) -> int:
+    """Take a device for this process alone; the lock ends with the process, however it ends.
+
+    Returns:
+        A file descriptor; closing it gives the device free.
+
+    Raises:
+        DeviceBusyError: Another process has it.
+        DeviceFolderError: The folder cannot be written.
+    """
+    folder.make()
+    try:
+        descriptor = os.open(folder.state / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise DeviceFolderError(f"cannot lock {folder.root}: {error}") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        raise DeviceBusyError(f"device {folder.name} is run by another process") from error
+    return descriptor

@@ -1,23 +1,24 @@
 """Run several devices in one process: one loop, one trainer, nothing else in common.
 
 Each device has its own folder, certificate, connection and state. When an agent meets a fault that its machine has no
-answer for, that agent alone is stopped, the fault is journalled and logged with its traceback, and the agent starts again
-from its durable state after a wait that doubles. The others do not notice.
+answer for, that agent alone is stopped, the fault is journalled and logged with its traceback, and the agent starts
+again from its durable state after a wait that doubles. The others do not notice.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nfl_core.errors import DurableError, NflError
+from nfl_core.errors import DurableError, NflError, ProcessDiedError
 from nfl_core.ids import parse_leaf_id
 from nfl_edge.errors import DeviceFolderError
-from nfl_edge.folder import DeviceFolder
+from nfl_edge.folder import DeviceFolder, lock_device
 from nfl_edge.learn import Learner, TrainerProcess
 from nfl_edge.link import FileTap, GrpcLink, Link
 from nfl_edge.runtime import AgentRuntime, World
@@ -29,6 +30,7 @@ from nfl_secure.identity.spiffe import Role, SpiffeId
 
 _LOG = logging.getLogger(__name__)
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 30.0
+STOP_S = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,8 +87,10 @@ class Host:
         return self._trainer.pid if self._trainer else None
 
     def stop(self) -> None:
-        """Ask all agents to end after their action in flight."""
+        """Ask all agents to end after their action in flight; what takes longer than `STOP_S` is dropped."""
         self._stopping.set()
+        if self._trainer is not None:
+            self._trainer.abort()
         for agent in self.agents.values():
             agent.stop()
 
@@ -95,13 +99,38 @@ class Host:
         await asyncio.gather(*(event.wait() for event in self._started.values()))
 
     async def run(self) -> None:
-        """Run all devices until `stop`."""
+        """Run all devices until `stop`.
+
+        Raises:
+            DeviceBusyError: Another process runs one of the devices.
+        """
+        locks = [lock_device(folder) for folder in self._folders]
         pairs = zip(self._folders, self._settings, strict=True)
+        tasks = [asyncio.ensure_future(self._keep_running(folder, settings)) for folder, settings in pairs]
+        warming = asyncio.ensure_future(self._warm_up())
         try:
-            await asyncio.gather(*(self._keep_running(folder, settings) for folder, settings in pairs))
+            await self._stopping.wait()
+            _, late = await asyncio.wait(tasks, timeout=STOP_S)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
         finally:
+            for task in (*tasks, warming):
+                task.cancel()
+            await asyncio.gather(*tasks, warming, return_exceptions=True)
             if self._trainer is not None:
                 await self._trainer.stop()
+            for lock in locks:
+                os.close(lock)
+
+    async def _warm_up(self) -> None:
+        """Start the trainer before the first request needs it: loading torch takes seconds."""
+        if self._trainer is None:
+            return
+        try:
+            await self._trainer.start()
+        except ProcessDiedError as error:
+            _LOG.warning("the trainer did not start, it is tried again when it is needed: %s", error)
 
     async def _keep_running(self, folder: DeviceFolder, settings: DeviceSettings) -> None:
         wait_s = FIRST_WAIT_S

@@ -1,8 +1,8 @@
 """Ask the trainer process to learn, and keep it alive.
 
-The host process never loads torch: it talks to `python -m nfl_edge.trainer` by JSON lines. One trainer serves all devices
-of a host, one request at a time. When it dies it is started again and the request is sent again: requests are functions
-of what is on the disk, so the answer is the same.
+The host process never loads torch: it talks to `python -m nfl_edge.trainer` by JSON lines. One trainer serves all
+devices of a host, one request at a time. When it dies it is started again and the request is sent again: requests are
+functions of what is on the disk, so the answer is the same.
 """
 
 from __future__ import annotations
@@ -74,6 +74,7 @@ class TrainerProcess:
         self._process: asyncio.subprocess.Process | None = None
         self._turn = asyncio.Lock()
         self._number = 0
+        self._aborted = False
         self.num_starts = 0
 
     @property
@@ -102,6 +103,12 @@ class TrainerProcess:
         async with self._turn:
             await self._running()
 
+    def abort(self) -> None:
+        """Refuse everything from now on and cut off what is under way; it is asked again after a restart."""
+        self._aborted = True
+        if self._process is not None and self._process.returncode is None:
+            self._process.kill()
+
     async def stop(self) -> None:
         """End the trainer: by the end of its input, then by force."""
         async with self._turn:
@@ -115,7 +122,7 @@ class TrainerProcess:
                     break
                 except ProcessDiedError as error:
                     await self._end(grace_s=0.0)
-                    if attempt == MAX_ATTEMPTS:
+                    if attempt == MAX_ATTEMPTS or self._aborted:
                         raise
                     _LOG.warning("trainer died during %s (%s); asking again", request.op, error)
                 except BaseException:
@@ -132,7 +139,7 @@ class TrainerProcess:
         process = await self._running()
         self._number += 1
         envelope = Envelope(number=self._number, request=request)
-        assert process.stdin is not None
+        assert process.stdin is not None  # noqa: S101 - we asked for the pipe
         try:
             process.stdin.write(envelope.model_dump_json().encode() + b"\n")
             await process.stdin.drain()
@@ -148,6 +155,8 @@ class TrainerProcess:
         return reply.result
 
     async def _running(self) -> asyncio.subprocess.Process:
+        if self._aborted:
+            raise ProcessDiedError("the host is ending")
         if self._process is not None and self._process.returncode is None:
             return self._process
         pipe = asyncio.subprocess.PIPE
@@ -163,7 +172,7 @@ class TrainerProcess:
         return self._process
 
     async def _line(self, process: asyncio.subprocess.Process, limit_s: float) -> bytes:
-        assert process.stdout is not None
+        assert process.stdout is not None  # noqa: S101 - we asked for the pipe
         try:
             line = await asyncio.wait_for(process.stdout.readline(), limit_s)
         except asyncio.TimeoutError as error:

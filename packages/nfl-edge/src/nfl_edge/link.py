@@ -1,10 +1,11 @@
 """Talk to the leaf: one outgoing connection, mutual TLS 1.3, every call with a deadline.
 
-A leaf that is away is normal. Every failure to reach it is an `UnreachableError` or another `TransportError`; the agent's
-machine decides when to try again, and gRPC reconnects below by itself. What the leaf refuses comes back as the error that it named.
+A leaf that is away is normal. Every failure to reach it is an `UnreachableError` or another `TransportError`; the
+agent's machine decides when to try again, and gRPC reconnects below by itself. What the leaf refuses comes back as the
+error that it named.
 
-The link also is the last place that all outgoing bytes pass: a tap can record them there, after serialisation and before
-encryption, for whoever wants to prove what leaves the device and what does not.
+The link also is the last place that all outgoing bytes pass: a tap can record them there, after serialisation and
+before encryption, for whoever wants to prove what leaves the device and what does not.
 """
 
 from __future__ import annotations
@@ -276,7 +277,7 @@ def _begun(part: Path | None, max_bytes: int) -> bytes:
 
 
 def _keep(part: Path, received: bytearray) -> None:
-    """Keep the beginning of a download. It needs no care: the whole is verified by its digest, and a bad one is dropped."""
+    """Keep the beginning of a download. It needs no care: the whole will be verified by its digest."""
     if not received:
         return
     make_folder(part.parent)

@@ -31,7 +31,6 @@ class _State(BaseModel):
     before: str
     failure: str
     quarantine: bool
-    learned_from: str
     quarantined_digests: tuple[str, ...]
     quarantined_versions: tuple[int, ...]
     contributed_policies: tuple[int, ...]

@@ -19,6 +19,7 @@ from nfl_core.errors import DurableError, LearningError, NflError, SchemaError
 from nfl_core.ids import Digest
 from nfl_core.schema import TensorSchema
 from nfl_core.tensors import write_tensors
+from nfl_edge.errors import SamplesError
 from nfl_edge.folder import DeviceFolder
 from nfl_edge.infer import Engine, OrtEngine
 from nfl_edge.learn import Learner
@@ -33,12 +34,13 @@ from nfl_ota.errors import NoBootableSlotError
 from nfl_ota.health import Observation, Outcome, Probation, ProbationSettings
 from nfl_ota.slots import SlotMachine, Slots
 
+NUM_INPUTS = 16  # kept in memory for the self-check
 _LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProbeResult:
-    """Outcome of a probation: `reason` is empty when it passed; accuracies are fractions, -1 where there are no labels."""
+    """Outcome of a probation: `reason` is empty when it passed; accuracies are -1 where there are no labels."""
 
     reason: str
     num_inferences: int
@@ -71,6 +73,9 @@ class Models:
         self._bundle: Bundle | None = None
         self._staged: Bundle | None = None
         self._before: Engine | None = None
+        self._inputs: NDArray[np.float32] | None = None
+        self._inputs_of = ""
+        self._turn = 0
         self.checkpoint: Checkpoint | None = None
 
     @property
@@ -83,8 +88,24 @@ class Models:
         """Name of the present checkpoint; empty when there is none."""
         return self._store.pointer().current
 
-    def boot(self) -> Base | None:
-        """Load what runs, counting the try of a slot on probation. Returns what it is. Raises DurableError."""
+    @property
+    def learned_from(self) -> str:
+        """Digest of the base that the checkpoint has learned from since its merge; empty: not yet."""
+        meta = None if self.checkpoint is None else self.checkpoint.meta
+        return meta.base_digest if meta is not None and meta.num_updates_here else ""
+
+    def boot(self, *, keep: tuple[str, ...] = ()) -> Base | None:
+        """Load what runs, counting the try of a slot on probation.
+
+        Args:
+            keep: Checkpoints that an update in the making still needs.
+
+        Returns:
+            What runs; None when there is nothing.
+
+        Raises:
+            DurableError: Slots or store cannot be read.
+        """
         try:
             boot = self._slots.boot()
         except NoBootableSlotError:
@@ -92,7 +113,7 @@ class Models:
         else:
             self._bundle = boot.bundle
         self.checkpoint = self._load_checkpoint()
-        self._store.collect()
+        self._store.collect(keep)
         self._take_current()
         return None if self._bundle is None else _base_of(self._bundle)
 
@@ -115,7 +136,13 @@ class Models:
         return await self._init_from(self._require_staged(candidate))
 
     async def merge(self, candidate: Base) -> MergeResult:
-        """Merge the staged bundle into the present checkpoint, as a shadow. Raises LearningError, ProcessDiedError, DurableError."""
+        """Merge the staged bundle into the present checkpoint, as a shadow.
+
+        Raises:
+            LearningError: It cannot be merged.
+            ProcessDiedError: The trainer cannot be kept alive.
+            DurableError: Something cannot be written.
+        """
         bundle = self._require_staged(candidate)
         rules = bundle.manifest.merge
         request = MergeRequest(
@@ -224,6 +251,18 @@ class Models:
             accuracy=sum(hits) / len(hits) if hits else -1.0,
             reference=-1.0 if reference is None else reference,
         )
+
+    def next_input(self) -> NDArray[np.float32]:
+        """Return the next of the owner's holdout inputs, float32 [1, C, H, W]; zeros when there are no samples."""
+        if self._inputs is None or self._inputs_of != self._source.revision():
+            self._inputs_of = self._source.revision()
+            try:
+                self._inputs = self._probes(NUM_INPUTS)[0]
+            except SamplesError as error:
+                _LOG.warning("%s: %s", self._settings.device_id, error)
+                self._inputs = np.zeros((1, *self._settings.settings.model.input_shape), np.float32)
+        self._turn = (self._turn + 1) % len(self._inputs)
+        return self._inputs[self._turn : self._turn + 1]
 
     def confirm(self, candidate: Base) -> None:
         """Keep the candidate. Safe to repeat.

@@ -1,7 +1,8 @@
 """Keep sealed contributions until the leaf's receipt for them is verified.
 
-A contribution is put here before it is sent for the first time, and leaves when a receipt proves that this device's leaf
-has exactly these bytes. A kill in between only means that the same bytes are sent again; the leaf counts them once.
+A contribution is put here before it is sent for the first time, and leaves when a receipt proves that this device's
+leaf has exactly these bytes. A kill in between only means that the same bytes are sent again; the leaf counts them
+once.
 """
 
 from __future__ import annotations

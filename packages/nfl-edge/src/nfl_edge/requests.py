@@ -1,7 +1,7 @@
 """Say what the agent asks of the trainer process, and what it gets back: one JSON object a line each way.
 
-Every request names its inputs by path and digest and carries all settings, so it is a function of what is on the disk: a
-request that was cut off by a kill is simply sent again and gives the same bytes.
+Every request names its inputs by path and digest and carries all settings, so it is a function of what is on the disk:
+a request that was cut off by a kill is simply sent again and gives the same bytes.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class Envelope(_Line):
 
 
 class Learnt(_Line):
-    """Result of `init` and `micro_update`: the new checkpoint, and figures for the journal (accuracies are on the test split)."""
+    """Result of `init` and `micro_update`: the new checkpoint, and figures; `accuracy` is on the test split."""
 
     kind: Literal["learnt"] = "learnt"
     checkpoint: str

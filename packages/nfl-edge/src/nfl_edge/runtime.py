@@ -6,8 +6,10 @@ learner, clocks) as parameters, so that a simulated device is this very agent wi
 Rules kept here:
 
 * The durable part of the machine's state is stored before an action is performed that leaves traces.
-* Foreign trouble becomes an event; a programming error leaves the loop, and the host restarts the agent from its durable state.
-* What must survive is written before what depends on it: outbox before "contributed", checkpoint before pointer, slot before state.
+* Foreign trouble becomes an event; a programming error leaves the loop, and the host restarts the agent from its
+  durable state.
+* What must survive is written before what depends on it: outbox before "contributed", checkpoint before pointer, slot
+  before state.
 """
 
 from __future__ import annotations
@@ -27,7 +29,6 @@ from nfl_core import metrics
 from nfl_core.durable import DualRecord
 from nfl_core.errors import (
     DurableError,
-    LearningError,
     MalformedError,
     NflError,
     NotFoundError,
@@ -41,7 +42,7 @@ from nfl_core.wire import device_pb2
 from nfl_edge import agent, words
 from nfl_edge.agent import AgentSettings
 from nfl_edge.contribute import Contributor, EgressTap
-from nfl_edge.errors import LeafRefusedError, ReceiptError
+from nfl_edge.errors import AgentInvariantError, LeafRefusedError, ReceiptError, UnsafeOutputError
 from nfl_edge.folder import DeviceFolder
 from nfl_edge.learn import Learner
 from nfl_edge.link import Link
@@ -134,6 +135,7 @@ class AgentRuntime:
         self._stored = self.state.durable()
         self._wake = asyncio.Event()
         self._stopping = False
+        self._unsafe = False
         self.booted = asyncio.Event()
 
     def infer(self, x_BCHW: NDArray[np.float32]) -> Inference:
@@ -157,14 +159,14 @@ class AgentRuntime:
             self.state = step.state
             await self._remember()
             if step.action is None:
-                raise NflInvariantError(f"{type(event).__name__} has no meaning while {self.state.phase.value}")
+                raise AgentInvariantError(f"{type(event).__name__} has no meaning while {self.state.phase.value}")
             self.booted.set()
             if self._stopping:
                 return
             event = await self._perform(step.action)
 
     async def _remember(self) -> None:
-        """Store the durable part of the state. Nothing is done before it stands; a full disk stops the loop, not inference."""
+        """Store the durable part of the state before anything is done; a full disk stops the loop, not inference."""
         durable = self.state.durable()
         while durable != self._stored and not self._stopping:
             try:
@@ -174,11 +176,14 @@ class AgentRuntime:
                 await self._world.sleep(self._agent_settings.backoff_max_s)
             else:
                 self._stored = durable
+                self.counters.save()
 
     def _boot(self) -> Event:
-        active = self._models.boot()
+        active = self._models.boot(keep=(self.state.shadow, self.state.before))
         self.journal.write("booted", phase=self.state.phase.value, version=active.version if active else 0)
-        return words.Booted(now=self._now(), active=active, num_pending=len(self._outbox))
+        return words.Booted(
+            now=self._now(), active=active, num_pending=len(self._outbox), learned_from=self._models.learned_from
+        )
 
     async def _perform(self, action: Action) -> Event:
         """Perform one action and say what came of it."""
@@ -190,31 +195,40 @@ class AgentRuntime:
                     return await self._greet()
                 case words.Learn():
                     return await self._learn()
-                case words.Seal():
-                    return await asyncio.to_thread(self._seal, action)
                 case words.Send():
                     return await self._send()
                 case words.Fetch():
                     return await self._fetch(action)
                 case words.Merge():
                     return await self._merge(action)
-                case words.Activate():
-                    return await asyncio.to_thread(self._activate, action)
-                case words.Probe():
-                    return await asyncio.to_thread(self._probe, action)
-                case words.Confirm():
-                    return await asyncio.to_thread(self._confirm, action)
-                case words.FallBack():
-                    return await asyncio.to_thread(self._fall_back, action)
                 case words.Report():
                     return await self._report(action)
-        except (LearningError, ProcessDiedError, MalformedError, VerificationError, DurableError) as error:
+                case _:
+                    return await asyncio.to_thread(self._perform_locally, action)
+        except AgentInvariantError:
+            raise
+        except NflError as error:
             self._log("fault", error, action=type(action).__name__)
             blameless = isinstance(error, StorageFullError | ProcessDiedError)
             return words.Fault(
                 now=self._now(), reason=error.code, jitter=self._world.chance.random(), condemns=not blameless
             )
-        raise NflInvariantError(f"no way to perform {type(action).__name__}")
+
+    def _perform_locally(self, action: Action) -> Event:
+        """Perform an action on disk and engine, which would block the loop."""
+        match action:
+            case words.Seal():
+                return self._seal(action)
+            case words.Activate():
+                return self._activate(action)
+            case words.Probe():
+                return self._probe(action)
+            case words.Confirm():
+                return self._confirm(action)
+            case words.FallBack():
+                return self._fall_back(action)
+            case _:
+                raise AgentInvariantError(f"no way to perform {type(action).__name__}")
 
     async def _wait(self, action: words.Wait) -> Event:
         delay = max(0.0, action.until - self._now())
@@ -227,7 +241,21 @@ class AgentRuntime:
         else:
             await asyncio.sleep(0)
         self._wake.clear()
+        self._self_check()
         return words.Tick(now=self._now(), revision=self._source.revision())
+
+    def _self_check(self) -> None:
+        """Infer one sample of the owner's, so that a device that nobody asks still knows that it could answer."""
+        if self.guard.active is None:
+            return
+        try:
+            self.guard.infer(self._models.next_input())
+        except UnsafeOutputError as error:
+            if not self._unsafe:
+                self._log("unsafe-output", error)
+            self._unsafe = True
+        else:
+            self._unsafe = False
 
     async def _greet(self) -> Event:
         base = self.state.base
@@ -289,7 +317,7 @@ class AgentRuntime:
     def _seal(self, action: words.Seal) -> Event:
         base, schema, checkpoint = self.state.base, self._models.schema, self._models.checkpoint
         if base is None or schema is None or checkpoint is None:
-            raise NflInvariantError("sealing without a base")
+            raise AgentInvariantError("sealing without a base")
         try:
             sealed = self._contributor.seal(checkpoint, schema=schema, base=base)
         except (VerificationError, MalformedError, NflError) as error:
@@ -441,13 +469,6 @@ class AgentRuntime:
 
     def _now(self) -> float:
         return self._world.monotonic()
-
-
-class NflInvariantError(NflError):
-    """The agent contradicts itself; the host restarts it from its durable state."""
-
-    code = "agent.invariant"
-    hint = "report this: it is a fault of the program; the agent goes on from its durable state"
 
 
 def _is_final(error: NflError) -> bool:

@@ -1,7 +1,7 @@
 """Guard every output: nobody acts on an inference that is not finite, has the wrong shape or comes too late.
 
-The guard answers with the engine in charge; while a new version is on probation it keeps the old engine loaded and answers
-with that one when the new one trips. What it saw is counted, and the probation reads it.
+The guard answers with the engine in charge; while a new version is on probation it keeps the old engine loaded and
+answers with that one when the new one trips. What it saw is counted, and the probation reads it.
 
     >>> guard = Guard(budget_ms=30.0)
     >>> guard.take(engine)

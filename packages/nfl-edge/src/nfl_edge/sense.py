@@ -1,8 +1,8 @@
 """Give a device's samples to those who may see them: its own trainer and its own engine.
 
-A file of samples is a safetensors file with three splits: `train` to learn from, `holdout` to judge merges and probation,
-`test` for the journal alone. Pixels are uint8 and become float32 in [0, 1] here and nowhere else, so that what is learned
-and what is inferred see the same numbers.
+A file of samples is a safetensors file with three splits: `train` to learn from, `holdout` to judge merges and
+probation, `test` for the journal alone. Pixels are uint8 and become float32 in [0, 1] here and nowhere else, so that
+what is learned and what is inferred see the same numbers.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ SPLITS = ("train", "holdout", "test")
 class Split:
     """Labelled samples: `x_BCHW` float32 in [0, 1], shape [B, C, H, W]; `y_B` int64, shape [B]."""
 
-    x_BCHW: NDArray[np.float32]  # noqa: N815 - shape suffix
-    y_B: NDArray[np.int64]  # noqa: N815 - shape suffix
+    x_BCHW: NDArray[np.float32]
+    y_B: NDArray[np.int64]
 
     def __len__(self) -> int:
         return len(self.y_B)

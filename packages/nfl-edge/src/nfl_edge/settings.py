@@ -1,4 +1,4 @@
-"""Read what the root said at enrolment: who the device is, where its leaf is, and the sections of fleet.toml it needs."""
+"""Read what the root said at enrolment: who the device is, where its leaf is, and its part of fleet.toml."""
 
 from __future__ import annotations
 

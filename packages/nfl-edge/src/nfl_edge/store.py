@@ -1,9 +1,9 @@
 """Keep what a device has learned: checkpoints that survive a power cut, and one step back.
 
 A checkpoint is a value in a content-addressed file: all tensors, the accepted shared tensors that displacements are
-measured from, the state of the learner, and what they belong to. The store is a durable pointer to the present one and to
-the one before the last merge. So to commit is to move a pointer, to roll back is to move it again, and a trainer that is
-killed while it writes leaves nothing but a file that nobody points to.
+measured from, the state of the learner, and what they belong to. The store is a durable pointer to the present one and
+to the one before the last merge. So to commit is to move a pointer, to roll back is to move it again, and a trainer
+that is killed while it writes leaves nothing but a file that nobody points to.
 
 Rules kept here:
 

@@ -1,8 +1,8 @@
 """Count what happens, and keep a journal of it on the device.
 
-Counters have the pinned names of `nfl_core.metrics` and are all that is ever reported. The journal stays on the device: one
-JSON object a line with `at` (UTC, ISO 8601), `event`, and figures. It is for people and for tests; nothing reads it to
-decide, so a line lost to a power cut does no harm.
+Counters have the pinned names of `nfl_core.metrics` and are all that is ever reported. The journal stays on the device:
+one JSON object a line with `at` (UTC, ISO 8601), `event`, and figures. It is for people and for tests; nothing reads it
+to decide, so a line lost to a power cut does no harm.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ class Counters:
         self._record = DualRecord(record)
         payload = self._record.load()
         stored = {} if payload is None else json.loads(payload)
+        self._saved = dict(stored)
         self._values = {name: int(stored.get(name, 0)) for name in DEVICE_COUNTERS}
 
     def add(self, name: str, amount: int = 1) -> None:
@@ -50,7 +51,10 @@ class Counters:
         return {name: value for name, value in self._values.items() if value}
 
     def save(self) -> None:
-        """Make the present values durable. Raises DurableError."""
+        """Make the present values durable; write nothing when nothing changed. Raises DurableError."""
+        if self._values == self._saved:
+            return
+        self._saved = dict(self._values)
         self._record.store(json.dumps(self._values, sort_keys=True).encode())
 
 

@@ -1,8 +1,8 @@
 """Run as `python -m nfl_edge.trainer`: the one process of a device host that holds torch.
 
-It reads requests as JSON lines on stdin, answers on stdout, logs on stderr, and ends when stdin does. It runs at the lowest
-priority with one thread: inference always wins. It has no network code and owns no durable state but the checkpoint files
-that it writes, so it may be killed at any time.
+It reads requests as JSON lines on stdin, answers on stdout, logs on stderr, and ends when stdin does. It runs at the
+lowest priority with one thread: inference always wins. It has no network code and owns no durable state but the
+checkpoint files that it writes, so it may be killed at any time.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Do what the agent asks of the trainer: make, train, merge and score checkpoints. Only the trainer process imports this.
+"""Make, train, merge and score checkpoints, as the agent asks. Only the trainer process imports this.
 
-Each function reads a checkpoint, works on a copy and writes a new one; it moves no pointer and keeps nothing in memory, so
-killing it at any moment loses nothing but time. The same request gives the same bytes.
+Each function reads a checkpoint, works on a copy and writes a new one; it moves no pointer and keeps nothing in memory,
+so killing it at any moment loses nothing but time. The same request gives the same bytes.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from torch import Tensor
 from nfl_core.config import LearningSection
 from nfl_core.errors import LearningError
 from nfl_core.learning.learner import LearnerState, NestedLearner
+from nfl_core.learning.merge import MergeReport, merge
 from nfl_core.learning.merge import Samples as MergeSamples
-from nfl_core.learning.merge import merge
 from nfl_core.learning.model import NestedModel, create_model, load_state, schema_of, state_of
 from nfl_core.learning.objective import label_prior, score
 from nfl_core.learning.settings import LearningSettings
@@ -28,6 +28,7 @@ from nfl_core.levels import NestedSpec
 from nfl_core.schema import TensorSchema
 from nfl_core.tensors import read_tensors
 from nfl_core.wire.limits import MAX_CHUNK_BYTES
+from nfl_edge.errors import SamplesError
 from nfl_edge.requests import (
     Evaluated,
     EvaluateRequest,
@@ -49,7 +50,7 @@ class _Bench:
     module: NestedModel
     learner: NestedLearner
     schema: TensorSchema
-    samples: Samples
+    samples: Samples | None
     settings: LearningSettings
 
 
@@ -63,9 +64,7 @@ def init(request: InitRequest) -> Learnt:
         base_version=request.base_version, base_digest=request.base_digest, schema_fingerprint=bench.schema.fingerprint
     )
     name = _write(request.task, bench, accepted=_shared(bench), meta=meta)
-    return Learnt(
-        checkpoint=name, accuracy=_score(bench.module, bench.samples.test)[0], cpu_s=time.process_time() - started
-    )
+    return Learnt(checkpoint=name, accuracy=_test_accuracy(bench), cpu_s=time.process_time() - started)
 
 
 def learn(request: MicroUpdateRequest) -> Learnt:
@@ -73,7 +72,7 @@ def learn(request: MicroUpdateRequest) -> Learnt:
     started = time.process_time()
     bench = _bench(request.task)
     old = _restore(request.task, bench, request.checkpoint)
-    x, y = _tensors(bench.samples.train)
+    x, y = _tensors(_required(bench, request.task).train)
     prior = label_prior(y, num_classes=request.task.model.num_classes)
     report = micro_update(bench.learner, x, y, prior=prior)
     meta = old.meta.model_copy(
@@ -85,7 +84,7 @@ def learn(request: MicroUpdateRequest) -> Learnt:
         num_steps=report.num_steps,
         loss_before=report.loss_before,
         loss_after=report.loss_after,
-        accuracy=_score(bench.module, bench.samples.test)[0],
+        accuracy=_test_accuracy(bench),
         cpu_s=time.process_time() - started,
     )
 
@@ -95,21 +94,7 @@ def merge_in(request: MergeRequest) -> MergeResult:
     started = time.process_time()
     bench = _bench(request.task)
     old = _restore(request.task, bench, request.checkpoint)
-    report = merge(
-        bench.module,
-        incoming=_incoming(request.incoming, bench.schema),
-        schema=bench.schema,
-        holdout=_merge_samples(bench.samples.holdout),
-        train=_merge_samples(bench.samples.train),
-        settings=replace(
-            bench.settings,
-            merge_alphas=request.alphas,
-            merge_tolerance=request.tolerance,
-            refit_steps=request.refit_steps,
-            refit_learning_rate=request.refit_learning_rate,
-        ),
-        generator=bench.learner.generator,
-    )
+    report = _merge(bench, request, _incoming(request.incoming, bench.schema))
     name = ""
     if report.accepted:
         bench.learner.accept(alpha=report.alpha)
@@ -127,7 +112,7 @@ def merge_in(request: MergeRequest) -> MergeResult:
         accuracy_before=report.accuracy_before,
         accuracy_after=report.accuracy_after,
         refit_steps=report.refit_steps,
-        accuracy=_score(bench.module, bench.samples.test)[0],
+        accuracy=_test_accuracy(bench),
         cpu_s=time.process_time() - started,
     )
 
@@ -136,7 +121,7 @@ def evaluate(request: EvaluateRequest) -> Evaluated:
     """Score a checkpoint. Raises NflError."""
     bench = _bench(request.task)
     _restore(request.task, bench, request.checkpoint)
-    split: Split = getattr(bench.samples, request.split)
+    split: Split = getattr(_required(bench, request.task), request.split)
     accuracy, loss = _score(bench.module, split)
     return Evaluated(accuracy=accuracy, loss=_number(loss))
 
@@ -151,13 +136,57 @@ def _bench(task: Task) -> _Bench:
     spec = NestedSpec.of(task.levels)
     settings = _settings(task.learning)
     generator = torch.Generator().manual_seed(task.seed % 2**31)
-    samples = read_samples(Path(task.samples))
-    if samples.train.x_BCHW.shape[1:] != tuple(task.model.input_shape):
-        raise LearningError(
-            f"samples have shape {samples.train.x_BCHW.shape[1:]}, the model expects {tuple(task.model.input_shape)}"
-        )
+    samples = _read(task)
     learner = NestedLearner(module, spec=spec, settings=settings, generator=generator)
     return _Bench(module=module, learner=learner, schema=schema_of(module, spec), samples=samples, settings=settings)
+
+
+def _read(task: Task) -> Samples | None:
+    path = Path(task.samples)
+    if not path.exists():
+        return None
+    samples = read_samples(path)
+    for split in (samples.train, samples.holdout, samples.test):
+        if split.x_BCHW.shape[1:] != tuple(task.model.input_shape) or int(split.y_B.max()) >= task.model.num_classes:
+            raise SamplesError(
+                f"samples have shape {list(split.x_BCHW.shape[1:])} and labels up to {split.y_B.max()}, "
+                f"the model expects {list(task.model.input_shape)} and labels below {task.model.num_classes}"
+            )
+    return samples
+
+
+def _required(bench: _Bench, task: Task) -> Samples:
+    if bench.samples is None:
+        raise SamplesError(f"there are no samples at {Path(task.samples).name}")
+    return bench.samples
+
+
+def _merge(bench: _Bench, request: MergeRequest, incoming: Tensors) -> MergeReport:
+    if bench.samples is None:
+        # Nothing was personalised, so there is nothing to break and nothing to judge by: take the whole.
+        load_state(bench.module, incoming, partial=True)
+        same = {"loss_before": 0.0, "loss_after": 0.0, "accuracy_before": 0.0, "accuracy_after": 0.0}
+        return MergeReport(accepted=True, alpha=1.0, shock=0.0, refit_steps=0, num_trials=0, **same)
+    settings = replace(
+        bench.settings,
+        merge_alphas=request.alphas,
+        merge_tolerance=request.tolerance,
+        refit_steps=request.refit_steps,
+        refit_learning_rate=request.refit_learning_rate,
+    )
+    return merge(
+        bench.module,
+        incoming=incoming,
+        schema=bench.schema,
+        holdout=_merge_samples(bench.samples.holdout),
+        train=_merge_samples(bench.samples.train),
+        settings=settings,
+        generator=bench.learner.generator,
+    )
+
+
+def _test_accuracy(bench: _Bench) -> float:
+    return 0.0 if bench.samples is None else _score(bench.module, bench.samples.test)[0]
 
 
 def _settings(section: LearningSection) -> LearningSettings:
@@ -173,7 +202,8 @@ def _restore(task: Task, bench: _Bench, name: str) -> Checkpoint:
     checkpoint = load_checkpoint(Path(task.checkpoints) / f"{name}{SUFFIX}", name)
     if checkpoint.meta.schema_fingerprint != bench.schema.fingerprint:
         raise LearningError(
-            f"checkpoint {name[:12]} has schema {checkpoint.meta.schema_fingerprint[:12]}, the model has {bench.schema.fingerprint[:12]}"
+            f"checkpoint {name[:12]} has schema {checkpoint.meta.schema_fingerprint[:12]}, "
+            f"the model has {bench.schema.fingerprint[:12]}"
         )
     load_state(bench.module, checkpoint.tensors)
     arrays = {key: np.asarray(value, dtype=np.float32) for key, value in checkpoint.learner.items()}

@@ -70,7 +70,7 @@ class Updates:
         got = (manifest.region, manifest.version, manifest.content_digest)
         if got != (self._settings.region, offer.version, offer.digest):
             raise ContentError(
-                f"the bundle at {offer.target} is {got}, the leaf offered {(self._settings.region, offer.version, offer.digest)}"
+                f"bundle {offer.target} is {got}, expected {(self._settings.region, offer.version, offer.digest)}"
             )
         bundle = self._client.download(manifest)
         self._client.forget([manifest])

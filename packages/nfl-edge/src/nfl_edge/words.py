@@ -37,10 +37,17 @@ class Event:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Booted(Event):
-    """The process started. `active` is what the slot holds that runs, None when no slot holds a valid bundle."""
+    """The process started.
+
+    Attributes:
+        active: What the slot holds that runs, None when no slot holds a valid bundle.
+        num_pending: Contributions in the outbox.
+        learned_from: Digest of the base that the checkpoint has learned from since its merge; empty: not yet.
+    """
 
     active: Base | None
     num_pending: int = 0
+    learned_from: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +108,7 @@ class SendRefused(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fetched(Event):
-    """The offered bundle is verified and stands in the slot that does not run. `before`: the present checkpoint or empty."""
+    """The offered bundle is verified and stands in the other slot. `before`: the present checkpoint or empty."""
 
     before: str
 

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 class Outputs:
     """One inference: `logits_BK` float32 [B, K] and `features_BD` float32 [B, D]."""
 
-    logits_BK: NDArray[np.float32]  # noqa: N815 - shape suffix
-    features_BD: NDArray[np.float32]  # noqa: N815 - shape suffix
+    logits_BK: NDArray[np.float32]
+    features_BD: NDArray[np.float32]
 
 
 class Engine(Protocol):

@@ -5,9 +5,10 @@ private tensors stay overridable inputs, so new ones take effect by one assignme
 
 Rules kept here:
 
-* ONNX Runtime aliases the memory of numpy arrays, for initialisers and for inputs: every tensor that enters is copied into
-  an array of our own that is read-only, and is kept as long as the session lives.
-* Names, shapes and types are checked when tensors enter; ONNX Runtime would notice a wrong one at the next inference only.
+* ONNX Runtime aliases the memory of numpy arrays, for initialisers and for inputs: every tensor that enters is copied
+  into an array of our own that is read-only, and is kept as long as the session lives.
+* Names, shapes and types are checked when tensors enter; ONNX Runtime would notice a wrong one at the next inference
+  only.
 * One thread: the processor belongs to the robot.
 
     >>> engine = OrtEngine.build(graph, shared=shared, private=private, input_shape=(1, 28, 28))
@@ -61,7 +62,8 @@ class OrtEngine:
         """Build a session and warm it up.
 
         Args:
-            graph: ONNX model with input `x` float32 [B, *input_shape] and outputs `logits` [B, K] and `features` [B, D].
+            graph: ONNX model with input `x` float32 [B, *input_shape] and outputs `logits` [B, K] and `features` [B,
+                D].
             shared: Shared tensors by name, float32; copied.
             private: Private tensors by name, float32; copied. Exactly the overridable inputs of the graph.
             input_shape: Shape of one input without the batch.
@@ -77,7 +79,7 @@ class OrtEngine:
         options.log_severity_level = _FATAL_ONLY
         owned = _own(shared)
         values = [ort.OrtValue.ortvalue_from_numpy(array) for array in owned.values()]
-        # Not `add_initializer`: it replaces values after constants were folded, and the blanks of the file are used in silence.
+        # Not `add_initializer`: it comes after constants were folded, and the file's blanks are used in silence.
         options.add_external_initializers(list(owned), values)
         try:
             session = ort.InferenceSession(graph, sess_options=options, providers=["CPUExecutionProvider"])
