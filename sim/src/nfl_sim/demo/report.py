@@ -1,0 +1,144 @@
+"""What is left of a demo: figures, as `report.json`, and a table for the terminal.
+
+The keys `seconds`, `peak_rss_mb`, `accuracy`, `bytes_up_per_device_per_version`, `bytes_fp32` and `versions` are a contract.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pydantic import BaseModel, ConfigDict
+from rich.table import Table
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Accuracy(_Part):
+    """Accuracy over the devices' own test images, as fractions."""
+
+    mean: float
+    worst: float
+
+    @classmethod
+    def of(cls, accuracies: Sequence[float]) -> Accuracy:
+        """Return mean and worst of at least one accuracy."""
+        return cls(mean=sum(accuracies) / len(accuracies), worst=min(accuracies))
+
+
+class Accuracies(_Part):
+    """Of the nested learners, and of those that learn alone and that share everything, on the same data and steps."""
+
+    nested: Accuracy
+    local: Accuracy
+    shared: Accuracy
+
+
+class Versions(_Part):
+    """How many versions were published through gates and waves, candidates refused, versions rolled back."""
+
+    published: int
+    refused: int
+    rolled_back: int
+
+
+class Moment(_Part):
+    """One thing that happened: seconds since the start, a row of the time line, its colour class, for people."""
+
+    at_s: float
+    row: int
+    css: str
+    label: str
+    until_s: float | None = None
+
+
+class Round(_Part):
+    """Accuracies after one micro-update of everybody: all devices' fractions."""
+
+    number: int
+    nested: list[float]
+    local: list[float]
+    shared: list[float]
+
+
+class Proof(_Part):
+    """What was shown beyond doubt.
+
+    Attributes:
+        batches: Batches whose sum the root opened.
+        batches_exact: Those whose sum equals, as integers, the sum of what the devices put in.
+        contributions: Contributions in them; each stands in one batch.
+        sent_messages: Messages of all devices that were searched.
+        sent_bytes: Their bytes.
+        private_values: Private-level values that were searched for.
+        pixel_rows: Rows of pixels that were searched for.
+        found: Hits; must be 0.
+        control_found: Hits in a message into which both were planted; must not be 0.
+        receipts: Receipts that devices hold; every one's contribution is in one opened or one named, dropped batch.
+        receipts_unaccounted: Receipts without such a batch; must be 0.
+    """
+
+    batches: int
+    batches_exact: int
+    contributions: int
+    sent_messages: int
+    sent_bytes: int
+    private_values: int
+    pixel_rows: int
+    found: int
+    control_found: int
+    receipts: int
+    receipts_unaccounted: int
+
+    @property
+    def holds(self) -> bool:
+        """Say whether everything was shown."""
+        exact = self.batches > 0 and self.batches_exact == self.batches
+        return exact and self.found == 0 and self.control_found > 0 and self.receipts_unaccounted == 0
+
+
+class Report(_Part):
+    """The whole of `report.json`.
+
+    Attributes:
+        seconds: From the first step to the last, without the set-up of the environment.
+        peak_rss_mb: Largest resident memory of the whole process tree, MB.
+        bytes_up_per_device_per_version: All that a device sends, headers and polls included, a version that it contributed to.
+        bytes_contribution: One sealed contribution with its envelope.
+        bytes_fp32: The shared levels as float32.
+    """
+
+    seconds: float
+    peak_rss_mb: float
+    accuracy: Accuracies
+    bytes_up_per_device_per_version: float
+    bytes_contribution: float
+    bytes_fp32: int
+    versions: Versions
+    devices: int
+    data: str
+    seed: int
+    rounds: list[Round]
+    moments: list[Moment]
+    restarts: list[str]
+    batches_bounded: int
+    proof: Proof
+
+
+def table_of(report: Report) -> Table:
+    """Return the table that ends the demo."""
+    table = Table(title=f"{report.devices} devices, {report.data}, {report.seconds:.0f} s", title_justify="left")
+    for heading in ("", "nested", "local only", "shared only"):
+        table.add_column(heading, justify="left" if not heading else "right")
+    learners = (report.accuracy.nested, report.accuracy.local, report.accuracy.shared)
+    table.add_row("accuracy, mean device", *(f"{100 * learner.mean:.1f} %" for learner in learners))
+    table.add_row("accuracy, worst device", *(f"{100 * learner.worst:.1f} %" for learner in learners))
+    sent, whole = report.bytes_up_per_device_per_version / 1000, report.bytes_fp32 / 1000
+    table.add_row("kB up a device and version", f"{sent:.1f}", "0", f"{whole:.1f} (fp32)", end_section=True)
+    versions, proof = report.versions, report.proof
+    table.add_row("versions", f"{versions.published} published", f"{versions.refused} refused", f"{versions.rolled_back} rolled back")
+    table.add_row("sums exact", f"{proof.batches_exact} of {proof.batches} batches", f"{proof.contributions} contributions", "")
+    table.add_row("private values or pixels sent", str(proof.found), f"{proof.sent_messages} messages", "searched")
+    table.add_row("memory of all processes", f"{report.peak_rss_mb / 1000:.2f} GB", "", "")
+    return table
