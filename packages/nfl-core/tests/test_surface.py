@@ -53,6 +53,7 @@ SURFACES = {
         "LocalDisk",
         "make_folder",
         "read_file",
+        "read_journal",
         "remove_file",
         "write_file",
     ],

@@ -112,6 +112,7 @@ ENTRY_TEXT = json.dumps(ENTRY)
         (file_of({"w": ENTRY | {"dtype": "BF16"}}), "is described by"),
         (file_of({"w": ENTRY | {"note": "x"}}), "is described by"),
         (file_of({"w": ENTRY | {"shape": [2, -3]}}), "is described by"),
+        (file_of({"w": ENTRY | {"shape": [6] + [1] * 100}}), "is described by"),
         (file_of({"w": ENTRY | {"shape": [2, True]}}), "is described by"),
         (file_of({"w": ENTRY | {"shape": [2.0, 3]}}), "is described by"),
         (file_of({"w": ENTRY | {"data_offsets": [0, 24, 24]}}), "is described by"),

@@ -29,6 +29,7 @@ from nfl_core.schema import TensorSchema
 Array: TypeAlias = NDArray[np.generic]
 
 MAX_HEADER_BYTES = 1024 * 1024  # some 10,000 tensors
+MAX_DIMENSIONS = 8
 _LENGTH_BYTES = 8
 DTYPES = {
     "F16": "float16",
@@ -143,7 +144,12 @@ def _header(data: bytes) -> tuple[dict[str, object], int]:
 def _entry(name: str, entry: object) -> tuple[tuple[int, ...], np.dtype[np.generic], int, int]:
     match entry:
         case {"dtype": str(code), "shape": list(shape), "data_offsets": [int(begin), int(end)], **rest}:
-            sound = not rest and code in DTYPES and all(type(size) is int and size >= 0 for size in shape)
+            sound = (
+                not rest
+                and code in DTYPES
+                and len(shape) <= MAX_DIMENSIONS
+                and all(type(size) is int and size >= 0 for size in shape)
+            )
             if sound and type(begin) is int and type(end) is int and 0 <= begin <= end:
                 return tuple(shape), np.dtype(DTYPES[code]).newbyteorder("<"), begin, end
     raise TensorFileError(

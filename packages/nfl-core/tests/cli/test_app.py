@@ -17,7 +17,7 @@ FLEET = "[fleet]\nname = 'home'\n[[leaves]]\nsite = 'leaf-1'\nregion = 'north'\n
 
 
 def nfl(*arguments: str, home: Path, **env: str) -> subprocess.CompletedProcess[str]:
-    environment = {"PATH": "/usr/bin:/bin", "NFL_HOME": str(home), "COLUMNS": "200", "PYTHONWARNINGS": "error"} | env
+    environment = {"PATH": "/usr/bin:/bin", "NFL_HOME": str(home), "PYTHONWARNINGS": "error"} | env
     return subprocess.run(
         [sys.executable, "-m", "nfl_core.cli", *arguments],
         check=False,

@@ -146,7 +146,9 @@ def test_scales_are_repeated_over_their_tensors() -> None:
     assert expand_scales((1.0, 2.0), (2, 3)).tolist() == [1, 1, 2, 2, 2]
 
 
-@pytest.mark.parametrize("scales", [(1.0,), (1.0, -1.0), (1.0, float("inf")), (1.0, 1e-60)])
+@pytest.mark.parametrize(
+    "scales", [(1.0,), (1.0, -1.0), (1.0, float("inf")), (1.0, 1e-60), (1.0, 1e60), (1.0, float("nan"))]
+)
 def test_bad_scales_are_refused(scales: tuple[float, ...]) -> None:
     with pytest.raises(DeltaError):
         expand_scales(scales, (2, 3))
@@ -158,6 +160,9 @@ def test_quantise_refuses_nonsense() -> None:
         quantise(ones_P, np.ones(2, np.float32), 2)
     with pytest.raises(DeltaError, match="same shape"):
         quantise(ones_P, ones_P, 2, residual_P=np.ones(2, np.float32))
+    with pytest.raises(DeltaError, match="not finite"):
+        quantise(np.float32([3e38, 0, 0]), ones_P, 2, residual_P=np.float32([3e38, 0, 0]))
+    assert quantise(np.float32([3e38, -3e38, 0]), np.full(3, 1e-30, np.float32), 2)[0].tolist() == [1, -1, 0]
     with pytest.raises(DeltaError, match="not finite"):
         quantise(np.float32([1, np.nan, 1]), ones_P, 2)
     with pytest.raises(DeltaError, match="weight of a sum is 0"):

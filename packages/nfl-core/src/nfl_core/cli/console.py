@@ -24,6 +24,7 @@ from nfl_core.errors import NflError
 SCHEMA = "nfl/1"
 HOME_VARIABLE = "NFL_HOME"
 DEFAULT_HOME = Path(".nfl")
+WIDTH_OF_PIPES = 200
 
 JsonValue: TypeAlias = "bool | int | float | str | Sequence[JsonValue] | Mapping[str, JsonValue] | None"
 
@@ -78,12 +79,19 @@ def set_invocation(value: Invocation | None) -> None:
 
 def stdout() -> Console:
     """Return the console for results."""
-    return Console()
+    return _console(to_stderr=False)
 
 
 def stderr() -> Console:
     """Return the console for progress, warnings and errors."""
-    return Console(stderr=True)
+    return _console(to_stderr=True)
+
+
+def _console(*, to_stderr: bool) -> Console:
+    console = Console(stderr=to_stderr)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = WIDTH_OF_PIPES  # a table that is piped into another command must not lose its ends
+    return console
 
 
 def emit_result(data: object, *, text: RenderableType | None = None) -> None:

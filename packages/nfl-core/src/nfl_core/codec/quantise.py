@@ -27,6 +27,7 @@ from nfl_core.errors import DeltaError, FrameError
 
 MIN_BITS, MAX_BITS = 2, 16
 MAX_MODULUS_BITS = 32  # packed values are uint32
+MIN_SCALE, MAX_SCALE = 1e-30, 1e30  # a step and what error feedback piles up stay normal float32
 
 _GROUP = 8  # values of one packing step: 8 values of k bits fill k bytes exactly
 
@@ -69,21 +70,21 @@ def expand_scales(scales: Sequence[float], sizes: Sequence[int]) -> NDArray[np.f
     """Repeat one scale a tensor to one a value.
 
     Args:
-        scales: T scales, finite, > 0.
+        scales: T scales, each in `MIN_SCALE` to `MAX_SCALE`.
         sizes: Number of values of each of the T tensors.
 
     Returns:
         float32 [P].
 
     Raises:
-        DeltaError: The lengths differ or a scale is not a positive, finite float32.
+        DeltaError: The lengths differ or a scale is out of range.
     """
     if len(scales) != len(sizes):
         raise DeltaError(f"{len(scales)} scales for {len(sizes)} shared tensors, expected one each")
-    scales_T = np.asarray(scales, dtype=np.float32)
-    if not (np.isfinite(scales_T).all() and (scales_T > 0).all()):
-        raise DeltaError("a scale is not finite or not positive, expected every scale > 0")
-    return np.repeat(scales_T, np.asarray(sizes, dtype=np.int64))
+    scales_T = np.asarray(scales, dtype=np.float64)
+    if not ((scales_T >= MIN_SCALE) & (scales_T <= MAX_SCALE)).all():
+        raise DeltaError(f"scales are {list(scales)[:5]}, expected every one in {MIN_SCALE} to {MAX_SCALE}")
+    return np.repeat(scales_T.astype(np.float32), np.asarray(sizes, dtype=np.int64))
 
 
 def quantise(
@@ -111,11 +112,13 @@ def quantise(
     largest = qmax(bits)
     if x_P.shape != scales_P.shape or (residual_P is not None and residual_P.shape != x_P.shape):
         raise DeltaError(f"values have shape {x_P.shape}, scales {scales_P.shape}, expected the same shape for all")
-    wanted_P = x_P.astype(np.float32) if residual_P is None else (x_P + residual_P).astype(np.float32)
+    step_P = scales_P / np.float32(largest)
+    with np.errstate(over="ignore"):  # what overflows is not finite, or far beyond the clip
+        wanted_P = x_P.astype(np.float32) if residual_P is None else (x_P + residual_P).astype(np.float32)
+        steps_P = wanted_P / step_P
     if not np.isfinite(wanted_P).all():
         raise DeltaError("a value is not finite, expected finite displacements")
-    step_P = scales_P / np.float32(largest)
-    q_P = np.clip(np.rint(wanted_P / step_P), -largest, largest)
+    q_P = np.clip(np.rint(steps_P), -largest, largest)
     return q_P.astype(np.int32), (wanted_P - q_P * step_P).astype(np.float32)
 
 

@@ -20,7 +20,7 @@ Equal".
 
 from nfl_core.durable.disk import LOCAL_DISK, PRIVATE_MODE, Disk, LocalDisk
 from nfl_core.durable.files import make_folder, read_file, remove_file, write_file
-from nfl_core.durable.journal import Journal
+from nfl_core.durable.journal import Journal, read_journal
 from nfl_core.durable.record import DualRecord
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "LocalDisk",
     "make_folder",
     "read_file",
+    "read_journal",
     "remove_file",
     "write_file",
 ]
