@@ -73,6 +73,7 @@ class Mailbox:
             make_folder(place)
         self._clock_ns = clock_ns
         self._last_ns = 0
+        self._peers: dict[str, SiteId] = {}  # where each waiting message goes to: its file's head is read once
 
     def post(self, to: SiteId, kind: str, payload: bytes, *, message_id: str | None = None) -> str:
         """Put a message into the outbox, durably.
@@ -100,6 +101,23 @@ class Mailbox:
     def outgoing(self) -> list[Message]:
         """Return the messages that wait for the courier, oldest first."""
         return [_decode(read_file(path)) for path in _files(self._outbox)]
+
+    def waiting(self) -> dict[SiteId, list[str]]:
+        """Return the ids of the messages that wait for the courier by destination, oldest first; reads no payload twice."""
+        names = [path.name.removesuffix(".msg") for path in _files(self._outbox)]
+        self._peers = {name: self._peers.get(name) or self._peer_of(name) for name in names}
+        found: dict[SiteId, list[str]] = {}
+        for name in names:
+            found.setdefault(self._peers[name], []).append(name)
+        return found
+
+    def message(self, message_id: str) -> Message:
+        """Return one message that waits for the courier.
+
+        Raises:
+            NotFoundError: It does not wait any more.
+        """
+        return _decode(read_file(self._outbox / f"{_checked(message_id, _ID, 'message id')}.msg"))
 
     def num_outgoing(self) -> int:
         """Return how many messages wait for the courier."""
@@ -143,6 +161,9 @@ class Mailbox:
         write_file(self._seen / name, b"")
         remove_file(self._inbox / f"{name}.msg")
         self._forget_oldest()
+
+    def _peer_of(self, message_id: str) -> SiteId:
+        return self.message(message_id).peer
 
     def _next_id(self) -> str:
         self._last_ns = max(self._clock_ns(), self._last_ns + 1)
