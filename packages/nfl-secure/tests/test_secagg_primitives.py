@@ -18,7 +18,12 @@ from nfl_secure.secagg import SealContext, mask_values, open_seed, seal_seed
 from nfl_secure.secagg.seal import SEALED_BYTES
 
 CONTEXT = SealContext(
-    policy_sha256="a" * 64, contribution_id="b" * 32, leaf="leaf-1", base_digest="c" * 64, sha256_masked="d" * 64
+    policy_sha256="a" * 64,
+    device="spiffe://home/device/a",
+    contribution_id="b" * 32,
+    leaf="leaf-1",
+    base_digest="c" * 64,
+    sha256_masked="d" * 64,
 )
 
 
@@ -100,7 +105,9 @@ def test_sealed_seed_round_trip() -> None:
     assert seal_seed(seed, keeper_public=public, context=CONTEXT) != sealed  # a fresh ephemeral key each time
 
 
-@pytest.mark.parametrize("field", ["policy_sha256", "contribution_id", "leaf", "base_digest", "sha256_masked"])
+@pytest.mark.parametrize(
+    "field", ["policy_sha256", "device", "contribution_id", "leaf", "base_digest", "sha256_masked"]
+)
 def test_a_seed_does_not_open_in_another_place(field: str) -> None:
     key = x25519.X25519PrivateKey.generate()
     sealed = seal_seed(bytes(32), keeper_public=key.public_key().public_bytes_raw(), context=CONTEXT)

@@ -15,7 +15,7 @@ from nfl_core.codec.quantise import modulus_bits, pack, qmax
 from nfl_core.errors import ExpiredError, IdentityError, MalformedError, NflError, PolicyError
 from nfl_core.wire import sites_pb2
 from nfl_secure.errors import UnmaskRefusedError
-from nfl_secure.secagg import BatchTotal, add_masked, batch_of, mask_values, unmask
+from nfl_secure.secagg import BatchTotal, add_masked, batch_of, mask_values
 
 from .fleet import BASE, OTHER_BASE, Fleet
 

@@ -262,9 +262,8 @@ def test_self_test_fails_when_it_proves_nothing(fleet: Fleet, plain_server, tmp_
 
 
 def test_self_test_does_not_wait_for_ever(fleet: Fleet) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        with pytest.raises(UnreachableError, match="within"):
-            tls.start_up_self_test(f"127.0.0.1:{silent.getsockname()[1]}", principal=fleet.leaf, timeout_s=0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(UnreachableError, match="within"):
+        tls.start_up_self_test(f"127.0.0.1:{silent.getsockname()[1]}", principal=fleet.leaf, timeout_s=0.2)
 
 
 async def test_a_port_in_use_has_its_own_error(fleet: Fleet, address: str) -> None:

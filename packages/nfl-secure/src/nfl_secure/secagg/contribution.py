@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from nfl_core.codec import frame
 from nfl_core.codec.quantise import pack, unpack
 from nfl_core.errors import ContentError, FrameError, IdentityError, MalformedError, PolicyError
-from nfl_core.ids import ContributionId, Digest, LeafId, parse_contribution_id
+from nfl_core.ids import ContributionId, Digest, LeafId, parse_contribution_id, parse_digest, parse_leaf_id
 from nfl_core.wire import device_pb2
 from nfl_core.wire.limits import MAX_CONTRIBUTION_BYTES
 from nfl_secure.identity.keys import Principal
@@ -88,6 +88,7 @@ def make_contribution(
     masked = pack(masked_N, policy.modulus_bits)
     context = SealContext(
         policy_sha256=policy.sha256,
+        device=str(principal.spiffe),
         contribution_id=principal.contribution_id(policy_id=policy.policy_id, base=base),
         leaf=leaf,
         base_digest=base,
@@ -143,10 +144,11 @@ def read_statement(signed: bytes, *, policy: VerifiedPolicy, ca_pem: bytes, at: 
         raise MalformedError(f"sealed seed of {device} has {len(message.sealed_seed)} bytes, expected {SEALED_BYTES}")
     context = SealContext(
         policy_sha256=message.policy_sha256,
+        device=str(device),
         contribution_id=parse_contribution_id(message.contribution_id),
-        leaf=message.leaf,
+        leaf=parse_leaf_id(message.leaf),
         base_digest=message.base_digest,
-        sha256_masked=message.sha256_masked,
+        sha256_masked=parse_digest(message.sha256_masked),
     )
     return Statement(device=device, context=context, sealed_seed=message.sealed_seed, signed=signed)
 

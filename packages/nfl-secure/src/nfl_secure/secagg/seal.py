@@ -1,7 +1,7 @@
 """Sealing the seed of a mask to the keeper: HPKE (RFC 9180) with X25519, HKDF-SHA256 and AES-256-GCM.
 
-The seed is bound to everything it was made for: the policy, the contribution, the leaf, the base and the masked values.
-A seed that is moved to another place does not open there.
+The seed is bound to everything it was made for: the policy, the device, the contribution, the leaf, the base and the
+masked values. A seed that is moved to another place does not open there.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ class SealContext:
     """What a sealed seed is bound to. All are hex or names, so joining them is unambiguous."""
 
     policy_sha256: str
+    device: str
     contribution_id: str
     leaf: str
     base_digest: str
@@ -31,9 +32,8 @@ class SealContext:
 
     def info(self) -> bytes:
         """Return the HPKE info."""
-        return "|".join(
-            ("nfl/v1/seed", self.policy_sha256, self.contribution_id, self.leaf, self.base_digest, self.sha256_masked)
-        ).encode()
+        parts = (self.policy_sha256, self.device, self.contribution_id, self.leaf, self.base_digest, self.sha256_masked)
+        return "|".join(("nfl/v1/seed", *parts)).encode()
 
 
 def seal_seed(seed: bytes, *, keeper_public: bytes, context: SealContext) -> bytes:
