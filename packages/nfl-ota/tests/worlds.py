@@ -10,7 +10,6 @@ import numpy as np
 from nfl_core.errors import NotFoundError
 from nfl_core.levels import Level, NestedSpec, Scope
 from nfl_core.schema import TensorSchema
-
 from nfl_ota import Bundle, BundleClient, BundleManifest, Floor, Repository, build_bundle, open_bundle
 
 START = datetime(2026, 3, 1, 12, 0, tzinfo=timezone.utc)
@@ -95,4 +94,6 @@ class World:
         self.push()
 
     def client(self, name="device", *, fetcher=None):
-        return BundleClient(self.folder / name, self.root, fetcher or self.server, Floor(self.folder / f"{name}-floor"), self.clock)
+        return BundleClient(
+            self.folder / name, self.root, fetcher or self.server, Floor(self.folder / f"{name}-floor"), self.clock
+        )

@@ -1,8 +1,8 @@
 """Cut the power at every point of installing, activating, confirming and falling back, and look what boots.
 
-`nox -s campaign -- power-cut COUNT`. A scenario runs on a simulated disk that remembers itself after every operation. From each of
-these points every simple outcome of a cut is tried, then random ones until COUNT; a part of them cuts again while the
-device recovers. What boots must be the version before or after the step that was interrupted, with the right hash, and
+`nox -s campaign -- power-cut COUNT`. A scenario runs on a simulated disk that remembers itself after every operation.
+From each of these points every simple outcome of a cut is tried, then random ones until COUNT; a part of them cuts again
+while the device recovers. What boots must be the version before or after the step that was interrupted, with the right hash, and
 the device must be able to take the next version. Three controls, which are wrong on purpose, must be caught.
 """
 
@@ -20,11 +20,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from simulated_disk import SimulatedDisk, data_choices, folder  # noqa: E402
-from worlds import opened  # noqa: E402
+from simulated_disk import SimulatedDisk, data_choices, folder
+from worlds import opened
 
-from nfl_core.errors import NflError  # noqa: E402
-from nfl_ota import Floor, FloorState, Mark, Slots  # noqa: E402
+from nfl_core.errors import NflError
+from nfl_ota import Floor, FloorState, Mark, Slots
 
 DOUBLE_CUTS = 0.25  # of the random cases
 BUNDLES = {version: opened(version) for version in range(1, 8)}
@@ -35,7 +35,9 @@ NEXT = 7  # a version that no scenario installs: the device must be able to take
 class Run:
     """A scenario as it happened: the disk after every operation, and what was true then."""
 
-    points: list = field(default_factory=list)  # (disk, versions that may boot, least floor, versions that stay quarantined)
+    points: list = field(
+        default_factory=list
+    )  # (disk, versions that may boot, least floor, versions that stay quarantined)
 
 
 class Device:
@@ -133,12 +135,14 @@ class NaiveDevice(Device):
 
 # Step, version, version that runs afterwards. Boots stand where a device would start again.
 SCENARIO = [
-    ("factory", 1, None), ("boot", 0, 1), ("floor", 2, 1), ("install", 2, 1), ("activate", 0, 2), ("boot", 0, 2), ("confirm", 0, 2),
-    ("floor", 3, 2), ("install", 3, 2), ("activate", 0, 3), ("boot", 0, 3), ("fall-back", 3, 2), ("boot", 0, 2),
-    ("floor", 4, 2), ("install", 4, 2), ("install", 4, 2), ("activate", 0, 4), ("boot", 0, 4), ("boot", 0, 4), ("boot", 0, 4), ("boot", 4, 2),
-    ("floor", 5, 2), ("install", 5, 2), ("activate", 0, 5), ("boot", 0, 5), ("confirm", 0, 5),
-    ("floor", 6, 5), ("install", 6, 5), ("activate", 0, 6), ("boot", 0, 6), ("confirm", 0, 6), ("boot", 0, 6),
-]  # fmt: skip
+    *[("factory", 1, None), ("boot", 0, 1)],
+    *[("floor", 2, 1), ("install", 2, 1), ("activate", 0, 2), ("boot", 0, 2), ("confirm", 0, 2)],
+    *[("floor", 3, 2), ("install", 3, 2), ("activate", 0, 3), ("boot", 0, 3), ("fall-back", 3, 2), ("boot", 0, 2)],
+    *[("floor", 4, 2), ("install", 4, 2), ("install", 4, 2), ("activate", 0, 4)],
+    *[("boot", 0, 4), ("boot", 0, 4), ("boot", 0, 4), ("boot", 4, 2)],
+    *[("floor", 5, 2), ("install", 5, 2), ("activate", 0, 5), ("boot", 0, 5), ("confirm", 0, 5)],
+    *[("floor", 6, 5), ("install", 6, 5), ("activate", 0, 6), ("boot", 0, 6), ("confirm", 0, 6), ("boot", 0, 6)],
+]
 GIVEN_UP = {"fall-back", "boot"}  # steps that name the version which they quarantine
 
 
@@ -159,7 +163,9 @@ def record(kind, disk) -> Run:
         quarantined |= {version} if step in GIVEN_UP and version else set()
         disk.history = None
         # The step has returned: from here on nothing but its outcome may boot, whether the disk has settled or not.
-        run.points.append((disk.copy(), frozenset({before} | ({2} if before == 4 else set())), floor, frozenset(quarantined)))
+        run.points.append(
+            (disk.copy(), frozenset({before} | ({2} if before == 4 else set())), floor, frozenset(quarantined))
+        )
         if kind.settles:
             disk.settle()
     return run
@@ -174,7 +180,12 @@ def simple_cuts(point, choices):
 def random_cut(point, choices, rng):
     """Return an outcome in which names and data fare each on their own."""
     kept = [index for index in range(len(point.pending)) if rng.random() < 0.5]
-    return point.crashed(kept, lambda durable, data: rng.choice(list(choices.values()))(durable, data))
+    fates = list(choices.values())
+
+    def any_fate(durable, data):
+        return rng.choice(fates)(durable, data)
+
+    return point.crashed(kept, any_fate)
 
 
 def violation(kind, disk, truth, *, again=None):
@@ -242,17 +253,21 @@ def main(count: int = 10_000) -> None:
     logging.disable()  # every damaged record would be named
     cases, violations = check(Device, SimulatedDisk, count)
     for what in sorted(set(violations))[:20]:
-        print(f"violation: {what}", file=sys.stderr)
+        sys.stderr.write(f"violation: {what}\n")
     caught = 0
     for name, (kind, make_disk) in CONTROLS.items():
         tried, faults = check(kind, make_disk, 0, seed=1)
         caught += bool(faults)
-        print(f"control: {name}: caught in {len(faults)} of {tried} cuts", file=sys.stderr)
+        sys.stderr.write(f"control: {name}: caught in {len(faults)} of {tried} cuts\n")
     result = {
-        "campaign": "power-cut", "cases": cases, "violations": len(violations), "controls": len(CONTROLS), "controls_caught": caught,
+        "campaign": "power-cut",
+        "cases": cases,
+        "violations": len(violations),
+        "controls": len(CONTROLS),
+        "controls_caught": caught,
         "seconds": round(time.monotonic() - started, 1),
-    }  # fmt: skip
-    print(json.dumps(result))
+    }
+    sys.stdout.write(json.dumps(result) + "\n")
     if violations or caught < len(CONTROLS):
         raise SystemExit(1)
 

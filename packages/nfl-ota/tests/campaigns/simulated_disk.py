@@ -1,7 +1,9 @@
 """A disk that can lose power after any operation, and what it may hold then.
 
-The model: data are lost, torn or zeroed unless the file was synced; names are as they were unless their folder was synced,
-and changes of names may reach the disk in part, in order or out of it. A rename is atomic. Nothing else is promised.
+The model: data are lost, torn or zeroed unless the file was synced; names are as they were unless their folder was
+synced, and changes of names may reach the disk in part, in order or out of it. A rename is atomic. Nothing else is
+promised. It is not `nfl_core.durable.simulated` on purpose: it remembers every point of a run, so that each outcome can be
+tried and not only drawn, it reorders names, and it can lie about syncing.
 """
 
 from __future__ import annotations
@@ -98,13 +100,12 @@ class SimulatedDisk:
         for index in sorted(kept):
             _apply(names, self.pending[index][1])
         after = SimulatedDisk(ignores_sync=self.ignores_sync, ignores_folder_sync=self.ignores_folder_sync)
-        for path, number in names.items():
+        places = {number: place for place, number in enumerate(dict.fromkeys(names.values()))}
+        for number, place in places.items():
             inode = self.inodes[number]
             data = inode.data if inode.data == inode.durable else choose(inode.durable, inode.data)
-            after.inodes[number] = Inode(data, data)
-        after.inodes = dict(enumerate(after.inodes.values()))
-        order = {number: place for place, number in enumerate(dict.fromkeys(names.values()))}
-        after.names = {path: order[number] for path, number in names.items()}
+            after.inodes[place] = Inode(data, data)
+        after.names = {path: places[number] for path, number in names.items()}
         after.durable_names = dict(after.names)
         return after
 
