@@ -1,9 +1,9 @@
 """Cut the power at every point of installing, activating, confirming and falling back, and look what boots.
 
 `nox -s campaign -- power-cut COUNT`. A scenario runs on a simulated disk that remembers itself after every operation.
-From each of these points every simple outcome of a cut is tried, then random ones until COUNT; a part of them cuts again
-while the device recovers. What boots must be the version before or after the step that was interrupted, with the right hash, and
-the device must be able to take the next version. Three controls, which are wrong on purpose, must be caught.
+From each of these points every simple outcome of a cut is tried, then random ones until COUNT; a part of them cuts
+again while the device recovers. What boots must be the version before or after the step that was interrupted, with the
+right hash, and the device must be able to take the next version. Three controls, wrong on purpose, must be caught.
 """
 
 from __future__ import annotations
@@ -33,11 +33,9 @@ NEXT = 7  # a version that no scenario installs: the device must be able to take
 
 @dataclass
 class Run:
-    """A scenario as it happened: the disk after every operation, and what was true then."""
+    """A scenario as it happened: after every operation (disk, versions that may boot, least floor, quarantined)."""
 
-    points: list = field(
-        default_factory=list
-    )  # (disk, versions that may boot, least floor, versions that stay quarantined)
+    points: list = field(default_factory=list)
 
 
 class Device:

@@ -2,8 +2,8 @@
 
 The model: data are lost, torn or zeroed unless the file was synced; names are as they were unless their folder was
 synced, and changes of names may reach the disk in part, in order or out of it. A rename is atomic. Nothing else is
-promised. It is not `nfl_core.durable.simulated` on purpose: it remembers every point of a run, so that each outcome can be
-tried and not only drawn, it reorders names, and it can lie about syncing.
+promised. It is not `nfl_core.durable.simulated` on purpose: it remembers every point of a run, so that each outcome can
+be tried and not only drawn, it reorders names, and it can lie about syncing.
 """
 
 from __future__ import annotations
