@@ -1,0 +1,299 @@
+"""What happens in the demo, and when: good versions, an attack, a bad version let through, a killed leaf, the end.
+
+Every chapter waits for what the fleet itself reports. A chapter that does not get there in its time ends the demo with an
+error that says what was waited for and what to look at.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+
+import psutil
+
+from nfl_cluster.operations import send
+from nfl_cluster.processes import Supervisor
+from nfl_core.durable import remove_file, write_file
+from nfl_core.errors import NflError
+from nfl_edge.link import read_tap
+from nfl_sim.demo.fleet import LEAVES, DemoFleet, baselines, device_hosts, enrol_devices
+from nfl_sim.demo.proof import prove
+from nfl_sim.demo.report import Accuracies, Accuracy, Moment, Proof, Report, Round, Versions
+from nfl_sim.demo.screen import Screen
+from nfl_sim.demo.watch import Event, Watch
+from nfl_sim.faults import break_graph
+
+TICK_S = 0.1
+MEMORY_EVERY_S = 0.5
+PUBLISHED, REFUSED, ROLLOUT, FAULTS = range(4)  # rows of the page's time line
+_ATTACKED = LEAVES[1]
+_KILLED = LEAVES[0]
+
+
+class StalledError(NflError):
+    """A chapter of the demo did not get to its end in time."""
+
+    code = "demo.stalled"
+    hint = "read run/logs and root/state/events.jsonl in the demo's folder; start the demo again to begin anew"
+
+
+class UnprovenError(NflError):
+    """The demo ran, and what it must prove did not hold."""
+
+    code = "demo.unproven"
+    hint = "this is a defect: keep the demo's folder and report it"
+
+
+@dataclass(slots=True)
+class Story:
+    """One run of the demo.
+
+    Args:
+        fleet: The fleet it happens to.
+        supervisor: Runs the fleet's processes; polled by this thread.
+        screen: Tells it.
+        num_versions: Good versions to publish, version 1 not counted.
+        seed: For the baselines.
+    """
+
+    fleet: DemoFleet
+    supervisor: Supervisor
+    screen: Screen
+    num_versions: int
+    seed: int
+    started: float = field(default_factory=time.monotonic)
+    started_at: datetime = field(default_factory=lambda: datetime.now(timezone.utc))
+    moments: list[Moment] = field(default_factory=list)
+    restarts: list[str] = field(default_factory=list)
+    peak_rss_bytes: int = 0
+    watch: Watch = field(init=False)
+    _memory_at: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Begin to watch."""
+        self.watch = Watch(self.fleet.home, self.fleet.devices)
+
+    def play(self) -> Report:
+        """Play the whole story and return its report. The fleet runs on, paused.
+
+        Raises:
+            StalledError: A chapter did not end in time.
+            ProcessDiedError: A process died again and again.
+            UnprovenError: Sums were not exact, something private was sent, or a receipt was lost.
+        """
+        self._start()
+        self._good_versions(2)
+        self._attack()
+        self._bad_version()
+        self._kill_leaf()
+        self._good_versions(self.num_versions)
+        return self._end()
+
+    def _start(self) -> None:
+        self.screen.say("starting FLARE's root, keeper and leaves, and their services")
+        self.supervisor.start()
+        self._wait(lambda: self.supervisor.ready("root-service"), deadline_s=60, what="the root's service to serve")
+        enrol_devices(self.fleet)
+        self.screen.say(f"{len(self.fleet.devices)} devices enrolled: own keys, own certificates, tokens used up")
+        for spec in (*device_hosts(self.fleet), baselines(self.fleet, num_rounds=self.num_versions + 4, seed=self.seed)):
+            self.supervisor.add(spec)
+
+    def _good_versions(self, number: int) -> None:
+        """Wait until that many good versions have been rolled out to the end."""
+        self._wait(lambda: len(self._good()) >= number, deadline_s=20 * number + 60, what=f"good version number {number} to be on all devices")
+
+    def _good(self) -> list[int]:
+        view = self.watch.state
+        return [version for version in view.complete if version > 1 and version in view.published and version not in view.overridden]
+
+    def _attack(self) -> None:
+        members = [device for device in self.fleet.devices if self.fleet.leaf_of(device) == _ATTACKED]
+        attackers = members[: max(1, round(0.7 * len(members)))]
+        write_file(self.fleet.control, "\n".join(attackers).encode())
+        self._fault(f"attack on {_ATTACKED}", f"{len(attackers)} of {len(members)} devices of {_ATTACKED} are hacked: they send the opposite of what they learn")
+        begun = self._now()
+        self._wait(lambda: bool(self.watch.state.refused), deadline_s=60, what="a gate to refuse the poisoned candidate")
+        remove_file(self.fleet.control)
+        self.moments.append(Moment(at_s=begun, until_s=self._now(), row=FAULTS, css="c-bad", label=""))
+        self._good_versions(len(self._good()) + 1)
+
+    def _bad_version(self) -> None:
+        path = self.fleet.home / "run/broken.onnx"
+        write_file(path, break_graph(self._graph()))
+        send(self.fleet.home, "override-publish", candidate="running", reason="the demo lets a bad export through", graph=str(path))
+        self._fault("bad version let through", "an operator overrides the gates: a version whose graph yields infinities goes out")
+        self._wait(lambda: bool(self.watch.state.rolled_back), deadline_s=60, what="devices to fall back and the root to roll back")
+        restored = len(self.watch.state.restoring)
+        self._wait(
+            lambda: restored <= len([version for version in self.watch.state.restoring if version in self.watch.state.complete]),
+            deadline_s=60, what="the restored version to be on all devices",
+        )
+
+    def _graph(self) -> bytes:
+        from nfl_core.learning import create_model, export_graph, schema_of
+
+        model = self.fleet.config.model
+        module = create_model(model.name, num_classes=model.num_classes, input_shape=model.input_shape, seed=0)
+        return export_graph(module, schema_of(module, self.fleet.config.spec))
+
+    def _kill_leaf(self) -> None:
+        before = sum(device.num_receipts for device in self.watch.state.devices.values())
+        self._wait(
+            lambda: sum(device.num_receipts for device in self.watch.state.devices.values()) >= before + 3,
+            deadline_s=60, what="contributions of the next round",
+        )
+        killed_at = self._now()
+        self.supervisor.kill(_KILLED)
+        self.screen.say(f"{_KILLED} killed with SIGKILL: its service, its FLARE parent and its FLARE job process", style="bold red")
+        self._wait(lambda: self.supervisor.ready(f"{_KILLED}-service"), deadline_s=60, what=f"{_KILLED} to be back")
+        self.moments.append(Moment(at_s=killed_at, until_s=self._now(), row=FAULTS, css="c-kill", label=f"{_KILLED} killed, back"))
+        self.screen.say(f"{_KILLED} is back and goes on with what is on its disk", style="green")
+        self._good_versions(len(self._good()) + 1)
+
+    def _end(self) -> Report:
+        send(self.fleet.home, "pause")
+        updates = [device.num_updates for device in self.watch.state.devices.values()]
+        num_rounds = max(1, round(sum(updates) / len(updates)))
+        accuracies = self.watch.state.accuracies()
+        self.screen.say(f"learning alone and sharing all, on the same data and steps: {num_rounds} micro-updates each")
+        self._wait(lambda: len(self._baselines()) >= num_rounds, deadline_s=90, what="the learners to compare with")
+        self.screen.say("opening what keeper and leaf could only open together, and searching everything that was sent")
+        proof = prove(self.fleet)
+        report = self._report(accuracies, num_rounds=num_rounds, proof=proof)
+        if not proof.holds:
+            raise UnprovenError(f"the proof does not hold: {proof.model_dump_json()}")
+        return report
+
+    def _report(self, accuracies: list[float], *, num_rounds: int, proof: Proof) -> Report:
+        view, rounds = self.watch.state, self._rounds(num_rounds)
+        receipts = sum(device.num_receipts for device in view.devices.values())
+        sent = [read_tap(path) for path in sorted(self.fleet.taps.glob("*.tap"))]
+        contributions = sum(len(message) for messages in sent for method, message in messages if method.endswith("Contribute"))
+        return Report(
+            seconds=self._now(), peak_rss_mb=self.peak_rss_bytes / 1e6,
+            accuracy=Accuracies(
+                nested=Accuracy.of(accuracies), local=Accuracy.of(rounds[-1].local), shared=Accuracy.of(rounds[-1].shared)
+            ),
+            bytes_up_per_device_per_version=proof.sent_bytes / max(1, receipts), bytes_contribution=contributions / max(1, receipts),
+            bytes_fp32=4 * self._num_shared(),
+            versions=Versions(published=len(self._good()), refused=len(view.refused), rolled_back=len(view.rolled_back)),
+            devices=len(self.fleet.devices), data=self.fleet.data, seed=self.seed, rounds=rounds,
+            moments=self.moments, restarts=self.restarts, batches_bounded=len(view.bounded), proof=proof,
+        )
+
+    def _num_shared(self) -> int:
+        from nfl_core.learning import create_model, schema_of
+
+        model = self.fleet.config.model
+        module = create_model(model.name, num_classes=model.num_classes, input_shape=model.input_shape, seed=0)
+        return schema_of(module, self.fleet.config.spec).num_shared
+
+    def _rounds(self, num_rounds: int) -> list[Round]:
+        nested: dict[str, list[float]] = {device: [] for device in self.fleet.devices}
+        for event in self.watch.events:
+            if event.name == "micro-update" and event.who in nested:
+                nested[event.who].append(event.number("accuracy"))
+        rows = self._baselines()[:num_rounds]
+        return [
+            Round(
+                number=i + 1, nested=[curve[i] for curve in nested.values() if len(curve) > i],
+                local=list(row["local"]), shared=list(row["shared"]),
+            )
+            for i, row in enumerate(rows)
+        ]
+
+    def _baselines(self) -> list[dict[str, list[float]]]:
+        path = self.fleet.home / "run/baselines.jsonl"
+        lines = path.read_text(encoding="ascii").splitlines(keepends=True) if path.exists() else []
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+
+    def _wait(self, condition: Callable[[], bool], *, deadline_s: float, what: str) -> None:
+        """Let the fleet go on until `condition` holds. Raises StalledError, ProcessDiedError."""
+        until = time.monotonic() + deadline_s
+        while not condition():
+            if time.monotonic() > until:
+                raise StalledError(f"waited {deadline_s:.0f} s for {what}")
+            self._tick()
+
+    def _tick(self) -> None:
+        for line in self.supervisor.poll():
+            self.restarts.append(line)
+            self.screen.say(line, style="yellow")
+        for event in self.watch.poll():
+            self._narrate(event)
+        self.screen.show(self.watch.state)
+        if time.monotonic() > self._memory_at:
+            self._memory_at = time.monotonic() + MEMORY_EVERY_S
+            self.peak_rss_bytes = max(self.peak_rss_bytes, resident_bytes())
+        time.sleep(TICK_S)
+
+    def _narrate(self, event: Event) -> None:
+        version = f"v{int(event.number('version'))}"
+        if event.who != "root":
+            if event.name == "fell-back":
+                self.screen.say(f"{event.who} falls back by itself from {version}: {event.text('why')}", style="bold red")
+            elif event.name == "agent-restarted":
+                self.screen.say(f"{event.who} starts again after a fault: {event.text('why')}", style="red")
+            return
+        at_s = (event.at - self.started_at).total_seconds()
+        match event.name:
+            case "published" if event.figures.get("restores"):
+                self.screen.say(f"{version} published: restores v{event.text('restores')}", style="yellow")
+                self._mark(at_s, PUBLISHED, "c-local", version)
+            case "published":
+                self.screen.say(f"{version} published, signed{' (gates overridden)' if event.figures.get('override') else ''}", style="bold green")
+                self._mark(at_s, PUBLISHED, "c-bad" if event.figures.get("override") else "c-nested", version)
+            case "gate-refused":
+                self.screen.say(f"candidate refused by gate {event.text('gate')}: {event.text('why')}", style="bold red")
+                self._mark(at_s, REFUSED, "c-bad", f"{event.text('gate')}")
+            case "batch-bounded":
+                self.screen.say(f"batch {event.text('batch')[:8]} pushed down: norm {event.number('norm'):.2f}, bound {event.number('bound'):.2f}", style="yellow")
+            case "wave-opened":
+                self.screen.say(f"{version}: wave of {100 * event.number('fraction'):.0f} %")
+                self._mark(at_s, ROLLOUT, "c-shared", f"{100 * event.number('fraction'):.0f} %")
+            case "rollout-halted":
+                self.screen.say(f"{version} halted: {event.text('why')}", style="bold red")
+                self._mark(at_s, ROLLOUT, "c-bad", "halt")
+            case "rolled-back":
+                self._mark(at_s, ROLLOUT, "c-bad", f"back to v{event.text('to')}")
+            case "rollout-complete":
+                self.screen.say(f"{version} is on all devices", style="green")
+                self._mark(at_s, ROLLOUT, "c-nested", "all")
+            case _:
+                return
+
+    def _fault(self, label: str, text: str) -> None:
+        self._mark(self._now(), FAULTS, "c-bad", label)
+        self.screen.say(text, style="bold red")
+
+    def _mark(self, at_s: float, row: int, css: str, label: str) -> None:
+        self.moments.append(Moment(at_s=max(0.0, at_s), row=row, css=css, label=label))
+
+    def _now(self) -> float:
+        return time.monotonic() - self.started
+
+
+def resident_bytes() -> int:
+    """Return the resident memory of this process and all its descendants, shared pages counted for each."""
+    total = 0
+    me = psutil.Process()
+    for process in (me, *me.children(recursive=True)):
+        try:
+            total += process.memory_info().rss
+        except psutil.NoSuchProcess:  # it ended between the listing and the look
+            continue
+    return total
+
+
+def write_report(folder: Path, report: Report) -> tuple[Path, Path]:
+    """Write `report.json` and `report.html` into a folder and return their paths. Raises DurableError."""
+    from nfl_sim.demo.page import render
+
+    as_json, as_page = folder / "report.json", folder / "report.html"
+    write_file(as_json, (report.model_dump_json(indent=1) + "\n").encode(), mode=0o644)
+    write_file(as_page, render(report).encode(), mode=0o644)
+    return as_json, as_page
