@@ -94,7 +94,9 @@ def _broken_verb(point: EntryPoint) -> Finding | None:
         load_verb(point)
     except NflError as error:
         found = f"{error.message}: {error.__cause__}"
-        return Finding(check=f"verb {point.name}", state=State.FAILED, found=found, fix=error.hint)
+        return Finding(
+            check=f"verb {point.name}", state=State.FAILED, found=found, fix="install the package that brings it again"
+        )
     return None
 
 
