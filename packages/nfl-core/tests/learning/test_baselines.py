@@ -119,6 +119,19 @@ def test_scopes_decide_with_whom_a_level_is_averaged(make_model: MakeModel, make
             assert (values[0], values[1]) == (values[2], values[3])
 
 
+def test_the_server_rate_stretches_the_mean(make_model: MakeModel, make_samples: MakeSamples) -> None:
+    owners, moved = owners_of(make_samples, 2), []
+    start = state_of(make_model())["head.weight"]
+    for rate in (1.0, 1.5):
+        cohort = Cohort(
+            make_model, spec=shared_only(), settings=SETTINGS, owners=owners, seed=0, server_learning_rate=rate
+        )
+        cohort.run_round()
+        moved.append(state_of(cohort.models[0])["head.weight"] - start)
+    np.testing.assert_allclose(moved[1], 1.5 * moved[0], atol=1e-6)  # one float32 rounding of a weight below 1
+    assert np.abs(moved[0]).max() > 1e-3
+
+
 def test_every_method_takes_the_same_number_of_steps(make_model: MakeModel, make_samples: MakeSamples) -> None:
     owners, steps = owners_of(make_samples), set()
     for spec, objective in ((default_spec(), joint_loss), (local_only(), plain_loss), (shared_only(), plain_loss)):

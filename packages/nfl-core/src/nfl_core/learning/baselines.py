@@ -91,6 +91,7 @@ class Cohort:
         seed: Decides the order of all samples.
         objective: What everybody minimises.
         weigh_by_samples: Average by number of training samples instead of evenly.
+        server_learning_rate: What the mean displacement is multiplied by, > 0; 1 is plain averaging.
     """
 
     def __init__(
@@ -103,10 +104,12 @@ class Cohort:
         seed: int,
         objective: Objective = joint_loss,
         weigh_by_samples: bool = False,
+        server_learning_rate: float = 1.0,
     ) -> None:
         if not owners:
             raise LearningError("a cohort has no owners, expected at least one")
         self.owners = tuple(owners)
+        self._server_rate = np.float32(server_learning_rate)
         self.models = [make() for _ in owners]
         self.schema = schema_of(self.models[0], spec)
         self._weights = [float(len(owner.train.y)) if weigh_by_samples else 1.0 for owner in owners]
@@ -139,7 +142,7 @@ class Cohort:
         regions = {owner.region for owner in self.owners}
         means = {region: self._means(moved, region=region) for region in sorted(regions)}
         for module, learner, owner, old in zip(self.models, self._learners, self.owners, accepted, strict=True):
-            new = {t.name: old[t.name] + means[owner.region][t.name] for t in self.schema.shared}
+            new = {t.name: old[t.name] + self._server_rate * means[owner.region][t.name] for t in self.schema.shared}
             load_state(module, new, partial=True)
             learner.accept()
         return RoundReport(
