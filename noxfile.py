@@ -35,12 +35,26 @@ def make_venv(folder: Path, *requirements: str, stamp: str) -> Path:
     if mark.is_file() and mark.read_text() == stamp and python.exists():
         return python
     started = time.monotonic()
-    print(f"setting up {folder.relative_to(REPO)} (first time or requirements changed) ...", file=sys.stderr, flush=True)
+    print(
+        f"setting up {folder.relative_to(REPO)} (first time or requirements changed) ...", file=sys.stderr, flush=True
+    )
     shutil.rmtree(folder, ignore_errors=True)
     venv.create(folder, with_pip=True)
-    command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-c", str(CONSTRAINTS), *requirements]
+    command = [
+        str(python),
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        "-c",
+        str(CONSTRAINTS),
+        *requirements,
+    ]
     if subprocess.run(command, cwd=REPO, check=False).returncode:
-        raise SystemExit(f"could not install into {folder}: see pip's message above; run the same command again to retry")
+        raise SystemExit(
+            f"could not install into {folder}: see pip's message above; run the same command again to retry"
+        )
     mark.write_text(stamp)
     print(f"ready after {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
     return python
@@ -68,9 +82,18 @@ nox.needs_version = ">=2024.10.9"
 def everything(session: nox.Session) -> str:
     """Return the Python of the shared environment that holds all packages, editable, and the test tools."""
     projects = [*(REPO / "packages" / name / "pyproject.toml" for name in PACKAGES), REPO / "sim/pyproject.toml"]
-    editable = [part for name in PACKAGES for part in ("-e", f"packages/{name}" + ("[torch]" if name == "nfl-core" else ""))]
-    python = make_venv(TOOLS / "venv", *editable, "-e", "sim", "-r", "tools/requirements-test.txt",
-                       stamp=stamp_of(CONSTRAINTS, REPO / "tools/requirements-test.txt", *projects))
+    editable = [
+        part for name in PACKAGES for part in ("-e", f"packages/{name}" + ("[torch]" if name == "nfl-core" else ""))
+    ]
+    python = make_venv(
+        TOOLS / "venv",
+        *editable,
+        "-e",
+        "sim",
+        "-r",
+        "tools/requirements-test.txt",
+        stamp=stamp_of(CONSTRAINTS, REPO / "tools/requirements-test.txt", *projects),
+    )
     session.env["PATH"] = f"{python.parent}{os.pathsep}{os.environ['PATH']}"
     return str(python)
 
@@ -94,7 +117,11 @@ def layers(session: nox.Session) -> None:
     """Check who may import whom (import-linter)."""
     session.install("-c", "constraints.txt", "import-linter")
     session.env["PYTHONPATH"] = os.pathsep.join(str(REPO / source) for source in SOURCES)
-    session.run("python", "-c", "import sys; from importlinter.cli import lint_imports_command; sys.argv[0] = 'lint-imports'; lint_imports_command()")
+    session.run(
+        "python",
+        "-c",
+        "import sys; from importlinter.cli import lint_imports_command; sys.argv[0] = 'lint-imports'; lint_imports_command()",
+    )
 
 
 @nox.session(venv_backend="none")
@@ -128,13 +155,37 @@ def build(session: nox.Session) -> None:
     session.install("-c", "constraints.txt", "build", "hatchling")
     with tempfile.TemporaryDirectory(prefix="nfl-build-") as folder:
         for name in PACKAGES:
-            session.run("python", "-m", "build", "--wheel", "--no-isolation", "--outdir", folder, f"packages/{name}", silent=True)
+            session.run(
+                "python",
+                "-m",
+                "build",
+                "--wheel",
+                "--no-isolation",
+                "--outdir",
+                folder,
+                f"packages/{name}",
+                silent=True,
+            )
         for name in PACKAGES:
             alone = Path(folder) / f"alone-{name}"
             venv.create(alone, with_pip=True)
             python = str(in_venv(alone))
-            session.run(python, "-m", "pip", "install", "--quiet", "-c", "constraints.txt", "--find-links", folder, name, external=True)
-            session.run(python, "tools/import_alone.py", name, "--no-torch" if name in WITHOUT_TORCH else "--any", external=True)
+            session.run(
+                python,
+                "-m",
+                "pip",
+                "install",
+                "--quiet",
+                "-c",
+                "constraints.txt",
+                "--find-links",
+                folder,
+                name,
+                external=True,
+            )
+            session.run(
+                python, "tools/import_alone.py", name, "--no-torch" if name in WITHOUT_TORCH else "--any", external=True
+            )
             shutil.rmtree(alone)
 
 
@@ -143,9 +194,21 @@ def docs(session: nox.Session) -> None:
     """Build the documentation into `site/` and check its links and examples."""
     python = everything(session)
     session.run(python, "tools/check_docs.py", external=True)
-    session.run(str(make_venv(TOOLS / "docs", "-r", "tools/requirements-docs.txt",
-                              stamp=stamp_of(CONSTRAINTS, REPO / "tools/requirements-docs.txt"))),
-                "-m", "zensical", "build", "--strict", external=True)
+    session.run(
+        str(
+            make_venv(
+                TOOLS / "docs",
+                "-r",
+                "tools/requirements-docs.txt",
+                stamp=stamp_of(CONSTRAINTS, REPO / "tools/requirements-docs.txt"),
+            )
+        ),
+        "-m",
+        "zensical",
+        "build",
+        "--strict",
+        external=True,
+    )
 
 
 @nox.session(venv_backend="none")
@@ -161,4 +224,6 @@ def lock(session: nox.Session) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(subprocess.run([sys.executable, "-m", "nox", "-f", __file__, *sys.argv[1:]], check=False).returncode)
+    raise SystemExit(
+        subprocess.run([sys.executable, "-m", "nox", "-f", __file__, *sys.argv[1:]], check=False).returncode
+    )

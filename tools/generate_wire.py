@@ -13,7 +13,15 @@ def main() -> None:
     """Write `*_pb2.py`, `*_pb2.pyi` and `*_pb2_grpc.py` next to each .proto file."""
     protos = sorted(WIRE.glob("*.proto"))
     code = protoc.main(
-        ["protoc", f"-I{WIRE}", f"--python_out={WIRE}", f"--grpc_python_out={WIRE}", f"--mypy_out={WIRE}", f"--mypy_grpc_out={WIRE}", *map(str, protos)]
+        [
+            "protoc",
+            f"-I{WIRE}",
+            f"--python_out={WIRE}",
+            f"--grpc_python_out={WIRE}",
+            f"--mypy_out={WIRE}",
+            f"--mypy_grpc_out={WIRE}",
+            *map(str, protos),
+        ]
     )
     if code:
         raise SystemExit(f"protoc failed with code {code}")

@@ -16,8 +16,11 @@ WITH_TORCH = ("nfl_edge.trainer", "nfl_cluster.validate.shadow", "nfl_cluster.in
 def main(distribution: str, expectation: str) -> None:
     """Import every module of `distribution` that its base install promises; fail on the first that does not."""
     package = importlib.import_module(distribution.replace("-", "_"))
-    names = [module.name for module in pkgutil.walk_packages(package.__path__, package.__name__ + ".", onerror=_raise)
-             if not module.name.startswith(OPTIONAL_ROOMS)]
+    names = [
+        module.name
+        for module in pkgutil.walk_packages(package.__path__, package.__name__ + ".", onerror=_raise)
+        if not module.name.startswith(OPTIONAL_ROOMS)
+    ]
     torch_is_here = importlib.util.find_spec("torch") is not None
     if expectation == "--no-torch" and torch_is_here:
         raise SystemExit(f"{distribution}: its base install must not bring torch, but torch is installed")
@@ -25,7 +28,8 @@ def main(distribution: str, expectation: str) -> None:
         if name.endswith("__main__") or (name in WITH_TORCH and not torch_is_here):
             continue
         importlib.import_module(name)
-    print(f"{distribution} {importlib.metadata.version(distribution)}: {len(names)} modules import, torch {'present' if torch_is_here else 'absent'}")
+    torch = "present" if torch_is_here else "absent"
+    print(f"{distribution} {importlib.metadata.version(distribution)}: {len(names)} modules import, torch {torch}")
 
 
 def _raise(name: str) -> None:
