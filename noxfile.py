@@ -120,7 +120,7 @@ def layers(session: nox.Session) -> None:
     session.run(
         "python",
         "-c",
-        "import sys; from importlinter.cli import lint_imports_command; sys.argv[0] = 'lint-imports'; lint_imports_command()",
+        "from importlinter.cli import lint_imports_command; lint_imports_command()",
     )
 
 

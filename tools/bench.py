@@ -1,6 +1,6 @@
-"""Run one benchmark: `nox -s bench -- NAME [COUNT]`. Each measures ours and the peer or the limit interleaved, in one run."""
+"""Run one benchmark: `nox -s bench -- NAME [COUNT]`. Ours and the peer or the limit are measured in turn, in one run."""
 
-import importlib.util
+import runpy
 import sys
 from pathlib import Path
 
@@ -12,11 +12,7 @@ def main(arguments: list[str]) -> None:
     names = sorted(file.stem for file in FOLDER.glob("[!_]*.py"))
     if not arguments or arguments[0] not in names:
         raise SystemExit(f"usage: nox -s bench -- NAME [COUNT]\nbenchmarks: {', '.join(names)}")
-    spec = importlib.util.spec_from_file_location(arguments[0], FOLDER / f"{arguments[0]}.py")
-    assert spec is not None and spec.loader is not None  # the name was found in the folder above
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    module.main(*map(int, arguments[1:]))
+    runpy.run_path(str(FOLDER / f"{arguments[0]}.py"))["main"](*map(int, arguments[1:]))
 
 
 if __name__ == "__main__":

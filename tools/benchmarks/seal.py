@@ -1,4 +1,4 @@
-"""What hiding costs a device: quantise, mask and pack a displacement, beside AES alone (the limit) and float32 (no hiding)."""
+"""What hiding costs a device: quantise, mask and pack a displacement, beside AES alone (the limit) and bare float32."""
 
 import numpy as np
 from _measure import finish, interleaved

@@ -31,7 +31,7 @@ Displacement = Mapping[str, NDArray[np.float32]]
 
 
 def find_markers(sent: bytes, tensors: Displacement) -> list[str]:
-    """Return the tensors of which something can be found in what was sent: the check of the leak tests and of their control."""
+    """Return the tensors of which something is found in what was sent: the check of leak tests and control."""
     found = []
     for name, tensor in tensors.items():
         forms = [tensor.astype(kind).tobytes() for kind in ("<f4", ">f4", "<f8", "<f2", ">f2")]

@@ -23,8 +23,9 @@ from nfl_core.errors import (
 from nfl_core.ids import new_batch_id
 from nfl_core.wire import device_pb2, sites_pb2
 from nfl_secure.identity import Role
+from nfl_secure.keystore import read_seal_key
 from nfl_secure.policy import VerifiedPolicy
-from nfl_secure.secagg import BatchBook, OpenedContribution, open_contribution
+from nfl_secure.secagg import BatchBook, OpenedContribution, open_contribution, open_seed
 
 from .fleet import BASE, LEAF, OTHER_BASE, Fleet
 
@@ -151,6 +152,17 @@ def test_the_order_of_arrival_does_not_change_the_sum(fleet: Fleet) -> None:
             book.add(contribution, policy=policy, batch_id=batch_id, at=fleet.clock())
         sums.append(book.close(batch_id).sum_N)
     np.testing.assert_array_equal(*sums)
+
+
+def test_seeds_are_fresh_and_have_all_their_bits(fleet: Fleet) -> None:
+    """Regression against seeds made from text or folded to 32 bits: every bit is seen both ways."""
+    key = read_seal_key(fleet.home / "keeper-keys/keeper.key")
+    policy = fleet.open_policy()
+    statements = [opened(fleet, f"d{number}", policy).statement for number in range(40)]
+    seeds = [open_seed(statement.sealed_seed, key=key, context=statement.context) for statement in statements]
+    bits = np.frombuffer(b"".join(seeds), np.uint8).reshape(40, 32)
+    assert np.bitwise_or.reduce(bits).min() == 255
+    assert np.bitwise_and.reduce(bits).max() == 0
 
 
 def _open(fleet: Fleet, body: bytes, policy: VerifiedPolicy, **changes: object) -> OpenedContribution:

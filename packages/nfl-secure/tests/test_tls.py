@@ -7,7 +7,6 @@ import socket
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
@@ -180,9 +179,11 @@ def _offer(address: str, fleet: Fleet, version: ssl.TLSVersion, tmp_path: Path) 
     context.load_cert_chain(tmp_path / "pair.pem")
     context.minimum_version = context.maximum_version = version
     host, port = address.split(":")
-    with socket.create_connection((host, int(port)), timeout=5) as raw:
-        with context.wrap_socket(raw, server_hostname="leaf-1.leaf.home") as wrapped:
-            return str(wrapped.version())
+    with (
+        socket.create_connection((host, int(port)), timeout=5) as raw,
+        context.wrap_socket(raw, server_hostname="leaf-1.leaf.home") as wrapped,
+    ):
+        return str(wrapped.version())
 
 
 async def test_a_client_that_offers_tls_1_2_is_refused(fleet: Fleet, address: str, tmp_path: Path) -> None:
@@ -201,11 +202,6 @@ async def test_self_test_finds_a_port_without_client_certificates(fleet: Fleet) 
     async with serving(tls.enrolment_server_credentials(fleet.leaf)) as address:
         with pytest.raises(TlsProfileError, match="without certificate"):
             await asyncio.to_thread(tls.start_up_self_test, address, principal=fleet.leaf)
-
-
-@dataclass
-class _PlainServer:
-    address: str
 
 
 @pytest.fixture
@@ -293,38 +289,27 @@ def test_a_peer_is_nobody_without_exactly_one_uri_in_tls_1_3(context: dict[str, 
         tls.peer_spiffe(context)
 
 
+def _kinds(parent: type[NflError]) -> Iterator[type[NflError]]:
+    for child in parent.__subclasses__():
+        yield child
+        yield from _kinds(child)
+
+
+def _failure(details: str, code: grpc.StatusCode) -> grpc.RpcError:
+    return grpc.aio.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata(), details)
+
+
 def test_every_error_of_ours_survives_the_way_back() -> None:
-    def walk(kind: type[NflError]) -> Iterator[type[NflError]]:
-        for child in kind.__subclasses__():
-            yield child
-            yield from walk(child)
-
-    class Failure(grpc.RpcError, grpc.Call):
-        def __init__(self, details: str, code: grpc.StatusCode) -> None:
-            self._details, self._code = details, code
-
-        def code(self):
-            return self._code
-
-        def details(self):
-            return self._details
-
-        def add_callback(self, callback): ...
-        def cancel(self): ...
-        def initial_metadata(self): ...
-        def is_active(self): ...
-        def time_remaining(self): ...
-        def trailing_metadata(self): ...
-
-    kinds = [
-        kind
-        for kind in walk(NflError)
-        if kind.__module__.startswith(("nfl_core.", "nfl_secure.")) and kind.__init__ is NflError.__init__
-    ]
-    assert len(kinds) > 20
-    for kind in kinds:
+    ours = [kind for kind in _kinds(NflError) if kind.__module__.startswith(("nfl_core.", "nfl_secure."))]
+    from_message_alone = [kind for kind in ours if kind.__init__ is NflError.__init__]
+    assert len(from_message_alone) > 20
+    for kind in from_message_alone:
         error = kind("what: got, expected")
-        back = rpc.error_of(Failure(f"{error.code}: {error.message}", rpc.status_of(error)), peer="x")
+        back = rpc.error_of(_failure(f"{error.code}: {error.message}", rpc.status_of(error)), peer="x")
         assert (back.code, back.message) == (error.code, error.message)
-    assert type(rpc.error_of(Failure("connection reset", grpc.StatusCode.UNAVAILABLE), peer="x")) is UnreachableError
-    assert type(rpc.error_of(Failure("odd", grpc.StatusCode.INTERNAL), peer="x")) is TransportError
+
+
+def test_failures_that_are_not_ours_are_transport_errors() -> None:
+    assert type(rpc.error_of(_failure("reset: by peer", grpc.StatusCode.UNAVAILABLE), peer="x")) is UnreachableError
+    assert type(rpc.error_of(_failure("odd", grpc.StatusCode.INTERNAL), peer="x")) is TransportError
+    assert type(rpc.error_of(grpc.RpcError("closed"), peer="x")) is TransportError

@@ -252,4 +252,6 @@ def _load(record: DualRecord) -> _State:
     try:
         return _State.model_validate_json(payload)
     except ValidationError as error:
-        raise DurableError(f"the leaf's record of devices cannot be understood: {error.error_count()} faults") from error
+        raise DurableError(
+            f"the leaf's record of devices cannot be understood: {error.error_count()} faults"
+        ) from error

@@ -14,7 +14,7 @@ from typing import TypeAlias
 
 from nfl_core.errors import DurableError, StorageFullError
 
-Figure: TypeAlias = "str | int | float | bool | None | list[Figure] | dict[str, Figure]"
+Figure: TypeAlias = str | int | float | bool | list[str] | dict[str, str] | dict[str, float] | None
 _NO_SPACE = 28  # errno.ENOSPC
 
 

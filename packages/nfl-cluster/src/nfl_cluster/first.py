@@ -24,9 +24,7 @@ def regions_of(config: FleetConfig) -> tuple[RegionId, ...]:
 
 def merge_settings(config: FleetConfig) -> MergeSettings:
     """Return how devices merge this fleet's versions."""
-    return MergeSettings(
-        refit_steps=config.learning.refit_steps, refit_learning_rate=config.learning.learning_rate
-    )
+    return MergeSettings(refit_steps=config.learning.refit_steps, refit_learning_rate=config.learning.learning_rate)
 
 
 def probation_limits(config: FleetConfig) -> ProbationLimits:
@@ -58,7 +56,7 @@ def seed_first_version(
     """
     from nfl_core.learning import create_model, export_graph, schema_of, state_of
 
-    repository = Repository.create(folder.repository, folder.keys, clock)
+    repository = Repository.create(folder.repository, folder.tuf_keys, clock)
     if repository.regions():
         return max(repository.versions(repository.regions()[0]))
     module = create_model(

@@ -85,7 +85,9 @@ class KeeperService:
         except StorageFullError:
             raise
         except NflError as error:
-            _LOG.warning("mail %s from %s is not usable: %s [%s]", message.kind, message.peer, error.message, error.code)
+            _LOG.warning(
+                "mail %s from %s is not usable: %s [%s]", message.kind, message.peer, error.message, error.code
+            )
             self._events.write(
                 "mail-refused", kind=message.kind, sender=message.peer, code=error.code, why=error.message[:300]
             )

@@ -16,9 +16,9 @@ from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
-import nfl_secure.tls  # noqa: F401 - before grpc: it holds grpcio to TLS 1.3
 from google.protobuf.message import DecodeError
 
+import nfl_secure.tls  # noqa: F401 - before grpc: it holds grpcio to TLS 1.3
 from nfl_cluster.aggregate.batches import BatchLog, Dropped, batch_messages
 from nfl_cluster.attendance import Attendance
 from nfl_cluster.events import EventJournal
@@ -117,7 +117,9 @@ class Leaf:
         except StorageFullError:
             raise
         except NflError as error:
-            _LOG.warning("mail %s from %s is not usable: %s [%s]", message.kind, message.peer, error.message, error.code)
+            _LOG.warning(
+                "mail %s from %s is not usable: %s [%s]", message.kind, message.peer, error.message, error.code
+            )
             self._events.write(
                 "mail-refused", kind=message.kind, sender=message.peer, code=error.code, why=error.message[:300]
             )
@@ -144,7 +146,9 @@ class Leaf:
                 why = f"the keeper refused it: {refusal.reason} [{refusal.code}]"
                 self._tell(self.log.refused(parse_batch_id(refusal.batch_id), why=why))
             case _:
-                raise MalformedError(f"{message.peer} sends a message of kind {message.kind!r} that a leaf does not take")
+                raise MalformedError(
+                    f"{message.peer} sends a message of kind {message.kind!r} that a leaf does not take"
+                )
 
     def _keep_files(self, message: Message) -> None:
         """Put files into the cache; the timestamp of an older publication never replaces that of a newer one."""
@@ -162,7 +166,9 @@ class Leaf:
         self._events.write("batch-dropped", batch=dropped.batch_id, num=dropped.num, why=dropped.why)
 
 
-def _parse(kind: type[sites_pb2.RolloutState] | type[sites_pb2.RosterRefused] | type[sites_pb2.RepositoryFiles], data: bytes):  # type: ignore[no-untyped-def]
+def _parse(
+    kind: type[sites_pb2.RolloutState | sites_pb2.RosterRefused | sites_pb2.RepositoryFiles], data: bytes
+):  # type: ignore[no-untyped-def]
     try:
         return kind.FromString(data)
     except DecodeError as error:

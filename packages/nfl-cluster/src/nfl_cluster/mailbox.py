@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nfl_core.durable import make_folder, read_file, remove_file, write_file
-from nfl_core.errors import MalformedError
+from nfl_core.errors import MalformedError, NotFoundError
 from nfl_core.ids import SiteId, parse_site_id
 
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024  # a whole bundle of a 10M-parameter model fits
@@ -103,12 +103,18 @@ class Mailbox:
         return [_decode(read_file(path)) for path in _files(self._outbox)]
 
     def waiting(self) -> dict[SiteId, list[str]]:
-        """Return the ids of the messages that wait for the courier by destination, oldest first; reads no payload twice."""
-        names = [path.name.removesuffix(".msg") for path in _files(self._outbox)]
-        self._peers = {name: self._peers.get(name) or self._peer_of(name) for name in names}
+        """Return the ids of the messages that wait for the courier by destination, oldest first.
+
+        A message is read when it is seen for the first time; an unreadable one is buried.
+        """
+        known, self._peers = self._peers, {}
         found: dict[SiteId, list[str]] = {}
-        for name in names:
-            found.setdefault(self._peers[name], []).append(name)
+        for path in _files(self._outbox):
+            name = path.name.removesuffix(".msg")
+            peer = known.get(name) or self._peer_of(name)
+            if peer is not None:
+                self._peers[name] = peer
+                found.setdefault(peer, []).append(name)
         return found
 
     def message(self, message_id: str) -> Message:
@@ -162,8 +168,14 @@ class Mailbox:
         remove_file(self._inbox / f"{name}.msg")
         self._forget_oldest()
 
-    def _peer_of(self, message_id: str) -> SiteId:
-        return self.message(message_id).peer
+    def _peer_of(self, message_id: str) -> SiteId | None:
+        try:
+            return self.message(message_id).peer
+        except NotFoundError:  # carried a moment ago
+            return None
+        except MailboxError as error:
+            self.bury(message_id, why=str(error))
+            return None
 
     def _next_id(self) -> str:
         self._last_ns = max(self._clock_ns(), self._last_ns + 1)

@@ -78,6 +78,21 @@ class SiteFolder:
         return self.path / "repo"
 
     @property
+    def tuf_keys(self) -> Path:
+        """The root's keys for the repository."""
+        return self.path / "keys" / "tuf"
+
+    @property
+    def ca(self) -> Path:
+        """The root's certificate authority."""
+        return self.path / "ca"
+
+    @property
+    def tokens(self) -> Path:
+        """The root's enrolment tokens."""
+        return self.state / "tokens"
+
+    @property
     def state(self) -> Path:
         """Durable state; made when it is missing."""
         make_folder(self.path / "state")

@@ -188,7 +188,9 @@ class Models:
             EngineError: The graph does not run with these tensors.
             NflError: Slot or checkpoint cannot be switched.
         """
-        self._before = self._guard.active
+        # Repeated after a reboot, the engine in charge may be the candidate's already.
+        is_repeated = self._bundle is not None and self._bundle.manifest.version == candidate.version
+        self._before = None if is_repeated else self._guard.active
         state = self._slots.state
         pending = state.record(state.pending)
         if first:

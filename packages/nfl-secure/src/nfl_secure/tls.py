@@ -48,8 +48,8 @@ def channel_options(peer: str) -> Options:
     """Return the options of a channel to one service.
 
     Args:
-        peer: `SpiffeId.server_name` of the service: the handshake fails when another answers at the address, even one of
-            the same fleet.
+        peer: `SpiffeId.server_name` of the service. The handshake fails when another answers at the address, even
+            one of the same fleet.
     """
     return (*CHANNEL_OPTIONS, ("grpc.ssl_target_name_override", peer))
 

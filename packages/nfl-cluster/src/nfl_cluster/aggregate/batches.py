@@ -86,7 +86,13 @@ class BatchLog:
     """
 
     def __init__(
-        self, folder: Path, *, principal: Principal, region: RegionId, clock: Callable[[], datetime], disk: Disk = LOCAL_DISK
+        self,
+        folder: Path,
+        *,
+        principal: Principal,
+        region: RegionId,
+        clock: Callable[[], datetime],
+        disk: Disk = LOCAL_DISK,
     ) -> None:
         self._folder, self._principal, self._region, self._clock, self._disk = folder, principal, region, clock, disk
         self._leaf = LeafId(principal.spiffe.name)
@@ -169,7 +175,9 @@ class BatchLog:
         policy = self._policies.get(policy_id)
         if policy is None:
             raise PolicyError(f"policy {policy_id} is not known to leaf {self._leaf}")
-        opened = open_contribution(body, policy=policy, leaf=self._leaf, ca_pem=self._principal.ca_pem, at=now, peer=peer)
+        opened = open_contribution(
+            body, policy=policy, leaf=self._leaf, ca_pem=self._principal.ca_pem, at=now, peer=peer
+        )
         contribution_id, device = opened.statement.contribution_id, DeviceId(opened.statement.device.name)
         stored = self.receipt(contribution_id, device=device, sha256=sha256)
         if stored is not None:
@@ -180,7 +188,12 @@ class BatchLog:
             raise ConflictError(f"{device} contributed {earlier} under policy {policy_id}, once is all")
         batch_id = self._book.place(opened, policy=policy)
         accepted = Accepted(
-            contribution_id=contribution_id, device=device, policy_id=policy_id, sha256=sha256, at=now, batch_id=batch_id
+            contribution_id=contribution_id,
+            device=device,
+            policy_id=policy_id,
+            sha256=sha256,
+            at=now,
+            batch_id=batch_id,
         )
         self._journal.append(_encode({"kind": "contribution", **_head_of(accepted)}, body))
         self._count(accepted, opened, policy)
@@ -196,7 +209,10 @@ class BatchLog:
         for batch_id in self._book.due(now):
             self._journal.append(_encode({"kind": "closed", "batch": batch_id}))
             self._unsent[batch_id] = self._book.close(batch_id)
-        return [self._drop(batch_id, "its policy ended before it had n_min contributions") for batch_id in self._book.lapsed(now)]
+        return [
+            self._drop(batch_id, "its policy ended before it had n_min contributions")
+            for batch_id in self._book.lapsed(now)
+        ]
 
     def unsent(self) -> list[ClosedBatch]:
         """Return the closed batches whose sums were not posted yet."""

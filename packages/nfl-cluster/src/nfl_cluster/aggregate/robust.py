@@ -29,7 +29,9 @@ from nfl_core.schema import TensorSchema
 
 MIN_NORMS = 3  # a median of two is a mean, which one attacker moves at will
 MAX_REMEMBERED = 32  # norms a scope: some eight rounds of four batches
-DEFAULT_FACTOR = 1.5  # honest ternary batch means differ by some 15 %; a batch of full-scale values has five times the norm
+DEFAULT_FACTOR = (
+    1.5  # honest ternary batch means differ by some 15 %; a batch of full-scale values has five times the norm
+)
 _SCOPES = (Scope.REGION, Scope.GLOBAL)
 
 

@@ -61,22 +61,25 @@ def decide(seen: Seen, *, sites: frozenset[str]) -> str:
     return "submit" if everybody_is_there or (seen.connected & sites and seen.waited_s > PATIENCE_S) else "wait"
 
 
-def write_job(folder: Path, *, members: frozenset[str]) -> Path:
+def write_job(folder: Path, *, members: frozenset[str], sites: frozenset[str], root: str) -> Path:
     """Write FLARE's job definition and return its folder.
 
     Args:
         folder: Where; replaced.
         members: Client sites of the job.
+        sites: Client sites of the fleet.
+        root: Name of the root site.
     """
     shutil.rmtree(folder, ignore_errors=True)
     make_folder(folder / "app/config")
+    couriers = {"sites": sorted(sites), "root": root}
     server = {
         "format_version": 2, "task_data_filters": [], "task_result_filters": [], "components": [],
-        "workflows": [{"id": "courier", "path": ROOT_COURIER, "args": {"sites": sorted(members)}}],
+        "workflows": [{"id": "courier", "path": ROOT_COURIER, "args": couriers}],
     }
     client = {
         "format_version": 2, "task_data_filters": [], "task_result_filters": [], "components": [],
-        "executors": [{"tasks": ["*"], "executor": {"path": SITE_COURIER, "args": {}}}],
+        "executors": [{"tasks": ["*"], "executor": {"path": SITE_COURIER, "args": couriers}}],
     }
     meta = {
         "name": "nfl-courier", "resource_spec": {}, "min_clients": 1,
@@ -98,7 +101,8 @@ class JobSupervisor:
         say: Takes one event, for the log that people read.
     """
 
-    def __init__(self, *, kit: Path, work: Path, sites: frozenset[str], clock: Callable[[], float], say: Callable[[dict[str, object]], None]) -> None:
+    def __init__(self, *, kit: Path, work: Path, root: str, sites: frozenset[str], clock: Callable[[], float], say: Callable[[dict[str, object]], None]) -> None:
+        self._root = root
         self._kit, self._work, self._sites, self._clock, self._say = kit, work, sites, clock, say
         self._job: str | None = None
         self._members: frozenset[str] = frozenset()
@@ -111,7 +115,7 @@ class JobSupervisor:
         action = decide(seen, sites=self._sites)
         if action == "submit":
             self._members = seen.connected & self._sites
-            self._job = session.submit_job(str(write_job(self._work, members=self._members)))
+            self._job = session.submit_job(str(write_job(self._work, members=self._members, sites=self._sites, root=self._root)))
             self._say({"event": "job-submitted", "job": self._job, "sites": sorted(self._members)})
         elif action == "abort" and self._job is not None:
             self._say({"event": "job-restarting", "job": self._job, "why": f"{', '.join(sorted(seen.connected - self._members))} came back"})
@@ -149,7 +153,7 @@ def run(home: Path) -> None:
     config = load_fleet(home / "fleet.toml")
     sites = frozenset([config.keeper.site, *(leaf.site for leaf in config.leaves)])
     supervisor = JobSupervisor(
-        kit=home / "flare" / ADMIN, work=home / "flare/job", sites=sites, clock=time.monotonic,
+        kit=home / "flare" / ADMIN, work=home / "flare/job", root=config.root.site, sites=sites, clock=time.monotonic,
         say=lambda event: print(json.dumps(event), flush=True),  # noqa: T201  stdout is this process's result
     )
     while True:

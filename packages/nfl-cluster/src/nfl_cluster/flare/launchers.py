@@ -1,12 +1,14 @@
-"""FLARE's launchers of job processes, made safe for folders whose names hold spaces.
+"""FLARE's launchers of job processes, made safe for folders with spaces, and with a leash.
 
-FLARE 2.9 joins the job process's arguments with spaces and splits the result as a shell would; a path with a space falls
-apart. These launchers quote the values before they are joined.
+FLARE 2.9 joins the job process's arguments with spaces and splits the result as a shell would; a path with a space
+falls apart. These launchers quote the values before they are joined. And they start the process through
+`nfl_cluster.flare.run`, so that it never outlives its parent.
 """
 
 from __future__ import annotations
 
 import shlex
+import sys
 
 from nvflare.apis.fl_constant import FLContextKey
 from nvflare.apis.fl_context import FLContext
@@ -21,18 +23,30 @@ class ClientLauncher(ClientProcessJobLauncher):
     """Start the job process of a client site."""
 
     def get_command(self, job_meta: dict[str, object], fl_ctx: FLContext) -> str:
-        """Return the command line, with every path quoted."""
+        """Return the command line, with every path quoted and on the leash."""
         _quote_paths(fl_ctx)
-        return str(super().get_command(job_meta, fl_ctx))
+        return on_leash(str(super().get_command(job_meta, fl_ctx)))
 
 
 class ServerLauncher(ServerProcessJobLauncher):
     """Start the job process of the server site."""
 
     def get_command(self, job_meta: dict[str, object], fl_ctx: FLContext) -> str:
-        """Return the command line, with every path quoted."""
+        """Return the command line, with every path quoted and on the leash."""
         _quote_paths(fl_ctx)
-        return str(super().get_command(job_meta, fl_ctx))
+        return on_leash(str(super().get_command(job_meta, fl_ctx)))
+
+
+def on_leash(command: str) -> str:
+    """Turn `PYTHON [-u] -m MODULE ...` into the same through `nfl_cluster.flare.run`.
+
+    Raises:
+        ValueError: FLARE's command has another form.
+    """
+    head, mark, tail = command.removeprefix(sys.executable).partition("-m ")
+    if not command.startswith(sys.executable) or not mark or head.strip() not in {"", "-u"}:
+        raise ValueError(f"FLARE's command is {command[:120]!r}, expected `{sys.executable} -m MODULE ...`")
+    return f"{shlex.quote(sys.executable)} -u -m nfl_cluster.flare.run {tail}"
 
 
 def _quote_paths(fl_ctx: FLContext) -> None:

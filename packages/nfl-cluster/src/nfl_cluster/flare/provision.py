@@ -17,17 +17,25 @@ import subprocess
 import sys
 from pathlib import Path
 
+from nfl_cluster.flare.names import (
+    ADMIN,
+    CLIENT_LAUNCHER,
+    FLARE_PROJECT,
+    LOOPBACK_BUILDER,
+    ORGANISATION,
+    ROOT_COURIER,
+    SERVER_LAUNCHER,
+    SITE_COURIER,
+)
 from nfl_core.config import FleetConfig
 from nfl_core.durable import make_folder, write_file
 from nfl_core.errors import ConfigError, NflError
 
-from nfl_cluster.flare.names import ADMIN, CLIENT_LAUNCHER, FLARE_PROJECT, ROOT_COURIER, SERVER_LAUNCHER, SITE_COURIER
-
-ORGANISATION = "nfl"
 _BUILDERS = (
     ("nvflare.lighter.impl.workspace.WorkspaceBuilder", {"template_file": ["master_template.yml"]}),
     ("nvflare.lighter.impl.static_file.StaticFileBuilder", {"config_folder": "config", "scheme": "grpc"}),
     ("nvflare.lighter.impl.cert.CertBuilder", {}),
+    (LOOPBACK_BUILDER, {}),
     ("nvflare.lighter.impl.signature.SignatureBuilder", {}),
 )
 _STORAGE = "nvflare.app_common.storages.filesystem_storage.FilesystemStorage"

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sqlalchemy import Engine, create_engine, event, inspect, select
+from sqlalchemy import Engine, create_engine, event, inspect, select, update
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DatabaseError, SQLAlchemyError
 from sqlalchemy.orm import Session
@@ -166,6 +166,16 @@ class Registry:
         ]
         self._merge(version, *releases)
 
+    def mark_rolled_back(self, version: int) -> None:
+        """Note that a version was given up. Raises StorageFullError or DurableError."""
+        try:
+            with Session(self._engine) as session, session.begin():
+                session.execute(
+                    update(VersionTable).where(VersionTable.version == version).values(status="rolled-back")
+                )
+        except SQLAlchemyError as error:
+            raise _own(error) from error
+
     def batch(self, batch_id: str) -> BatchRow:
         """Return a batch. Raises NotFoundError."""
         with Session(self._engine) as session:
@@ -221,8 +231,7 @@ class Registry:
                 for row in rows:
                     session.merge(row)
         except SQLAlchemyError as error:
-            full = "disk is full" in str(error)
-            raise (StorageFullError if full else DurableError)(f"the registry cannot be written: {error}") from error
+            raise _own(error) from error
 
     def _check_schema(self) -> None:
         names = inspect(self._engine).get_table_names()
@@ -244,6 +253,11 @@ def _make_durable(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:
     for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
+
+
+def _own(error: SQLAlchemyError) -> DurableError:
+    kind = StorageFullError if "disk is full" in str(error) else DurableError
+    return kind(f"the registry cannot be written: {error}")
 
 
 def _batch_of(row: BatchTable) -> BatchRow:
