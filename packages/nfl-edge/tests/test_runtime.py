@@ -16,6 +16,7 @@ from nfl_core.wire import device_pb2
 from nfl_edge.agent import Phase
 from nfl_edge.errors import UnsafeOutputError
 from nfl_edge.link import FileTap
+from nfl_edge.models import Models
 from nfl_edge.runtime import World
 from nfl_edge.store import Store
 from nfl_ota.bundle import BundleManifest
@@ -372,31 +373,25 @@ async def test_killed_after_each_half_of_an_activation_it_ends_with_the_new_vers
     await running.stop()
 
 
-async def test_killed_in_every_probation_it_falls_back_by_itself(fleet: Fleet) -> None:
+async def test_killed_in_every_probation_it_falls_back_by_itself(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
     device = fleet.device("robot-1")
     running = await start(fleet, device)
-    before = checkpoint_of(device)
+    before, deaths = checkpoint_of(device), []
+
+    def die(self):
+        deaths.append(1)
+        raise asyncio.CancelledError
+
+    monkeypatch.setattr(Models, "probe", die)
     fleet.publish(2)
-    deaths = []
-    for _ in range(4):
-        agent = running.agent
-
-        def die():
-            deaths.append(1)
-            raise asyncio.CancelledError
-
-        agent._models.probe = die
-        count = len(deaths)
-        await running.until(lambda count=count: len(deaths) > count or running.task.done())
-        await running.kill()
-        running = Running(fleet.agent(device))
-        await asyncio.wait_for(running.agent.booted.wait(), 10)
-        if device.events("fell-back") or running.agent.state.phase is Phase.FALLING_BACK:
-            break
-    await running.until(lambda: device.events("fell-back"))
-    await running.until(lambda: running.agent.state.phase is Phase.RESTING or running.agent.state.linked)
+    while not device.events("fell-back"):
+        await running.until(lambda: running.task.done() or device.events("fell-back"))
+        if running.task.done():
+            await running.kill()
+            running = Running(fleet.agent(device))
+    await running.until(lambda: running.agent.state.linked)
     assert device.events("fell-back")[0]["why"] == "boot-limit"
-    assert len(deaths) == 4
+    assert len(deaths) == 1 + device.settings.settings.edge.max_tries
     assert checkpoint_of(device).to_bytes() == before.to_bytes()
     assert running.agent.state.quarantined_versions == (2,)
     await running.stop()

@@ -257,7 +257,8 @@ class Running:
         deadline = time.monotonic() + within_s
         while not condition():
             if self.task.done():
-                self.task.result()
+                if not self.task.cancelled():
+                    self.task.result()
                 raise AssertionError("the agent's loop ended")
             if time.monotonic() > deadline:
                 raise AssertionError(f"not reached within {within_s} s; state {self.agent.state}")
