@@ -139,7 +139,7 @@ class TrainerProcess:
         process = await self._running()
         self._number += 1
         envelope = Envelope(number=self._number, request=request)
-        assert process.stdin is not None  # noqa: S101 - we asked for the pipe
+        assert process.stdin is not None
         try:
             process.stdin.write(envelope.model_dump_json().encode() + b"\n")
             await process.stdin.drain()
@@ -172,7 +172,7 @@ class TrainerProcess:
         return self._process
 
     async def _line(self, process: asyncio.subprocess.Process, limit_s: float) -> bytes:
-        assert process.stdout is not None  # noqa: S101 - we asked for the pipe
+        assert process.stdout is not None
         try:
             line = await asyncio.wait_for(process.stdout.readline(), limit_s)
         except asyncio.TimeoutError as error:

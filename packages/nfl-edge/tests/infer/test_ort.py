@@ -2,12 +2,11 @@ from __future__ import annotations
 
 import threading
 
-import nfl_secure  # noqa: F401 - before grpc
-
 import numpy as np
 import pytest
 import torch
 
+import nfl_secure  # noqa: F401 - before grpc
 from nfl_core.learning.model import load_state, state_of
 from nfl_edge.errors import EngineError
 from nfl_edge.infer import OrtEngine
