@@ -77,6 +77,20 @@ def test_a_policy_without_a_base_is_refused(fleet: Fleet) -> None:
         fleet.verify(fleet.signed_policy()).base("0" * 64)
 
 
+def test_a_base_is_content_in_a_region_and_the_newest_of_equal_ones(fleet: Fleet) -> None:
+    """A first version is equal in all regions; a rollback brings old content back under a new number."""
+    message = fleet.policy_message()
+    message.bases.add(version=4, region="south", digest=BASE)
+    message.bases.add(version=2, region="south", digest=BASE)
+    policy = fleet.verify(sign_policy(message, principal=fleet.root, at=fleet.clock()))
+    assert (policy.base(BASE, region="north").version, policy.base(BASE, region="south").version) == (1, 4)
+    newest = policy.newest_base("south")
+    assert newest is not None
+    assert (newest.version, policy.newest_base("east")) == (4, None)
+    with pytest.raises(PolicyError, match="in region 'north'"):
+        policy.base(OTHER_BASE, region="north")
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

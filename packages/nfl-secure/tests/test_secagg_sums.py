@@ -15,6 +15,7 @@ from nfl_core.codec.quantise import modulus_bits, pack, qmax
 from nfl_core.errors import ExpiredError, IdentityError, MalformedError, NflError, PolicyError
 from nfl_core.wire import sites_pb2
 from nfl_secure.errors import UnmaskRefusedError
+from nfl_secure.policy import sign_policy
 from nfl_secure.secagg import BatchTotal, add_masked, batch_of, mask_values
 
 from .fleet import BASE, OTHER_BASE, Fleet
@@ -82,6 +83,17 @@ def test_unmasked_total_is_the_exact_sum_of_what_devices_put_in(fleet: Fleet) ->
     assert np.count_nonzero(total.counts_P) > 0
 
 
+def test_regions_with_equal_content_are_unmasked_each_for_itself(fleet: Fleet) -> None:
+    message = fleet.policy_message()
+    message.bases[1].digest = BASE
+    signed = sign_policy(message, principal=fleet.root, at=fleet.clock())
+    policy = fleet.keeper.learn_policy(signed)
+    closed = fleet.closed_batch(policy, "a", "b", "c")
+    answer = fleet.keeper.answer(closed.roster(fleet.leaf))
+    for region in ("north", "south"):
+        assert fleet.unmask(closed.batch_sum(fleet.leaf, region=region), answer, policy).base.region == region
+
+
 def _batch(fleet: Fleet, **changes: object) -> tuple[bytes, bytes]:
     """Return batch sum and mask sum of a good batch, the first changed and signed anew by its leaf."""
     policy = fleet.open_policy()
@@ -104,8 +116,8 @@ def _batch(fleet: Fleet, **changes: object) -> tuple[bytes, bytes]:
         ({"num_values": 17}, UnmaskRefusedError, "differ in num_values"),
         ({"policy_id": 2}, UnmaskRefusedError, "under policy 2"),
         ({"leaf": "leaf-2"}, UnmaskRefusedError, "for leaf 'leaf-2'"),
-        ({"region": "south"}, UnmaskRefusedError, "of region 'south'"),
-        ({"base_digest": OTHER_BASE}, UnmaskRefusedError, "of region 'north'"),
+        ({"region": "south"}, PolicyError, "in region 'south'"),
+        ({"base_digest": OTHER_BASE}, PolicyError, "in region 'north'"),
         ({"base_digest": "0" * 64}, PolicyError, "does not accept"),
         ({"sum": b""}, MalformedError, "values"),
         ({"sum": bytes(100)}, MalformedError, "values"),

@@ -87,12 +87,26 @@ class VerifiedPolicy:
     signed: bytes
     sha256: Digest
 
-    def base(self, digest: str) -> PolicyBase:
-        """Return the base of that digest. Raises PolicyError when the policy does not accept it."""
-        for base in self.bases:
-            if base.digest == digest:
-                return base
-        raise PolicyError(f"policy {self.policy_id} does not accept contributions from base {digest[:16]}")
+    def base(self, digest: str, *, region: str | None = None) -> PolicyBase:
+        """Return the newest base of that content.
+
+        Args:
+            digest: Of the content. Regions share it where their tensors are equal, as in a first version, and versions
+                share it after a rollback; so it alone does not name a base.
+            region: Where it has to be; None: anywhere.
+
+        Raises:
+            PolicyError: The policy does not accept it.
+        """
+        found = [base for base in self.bases if base.digest == digest and region in (None, base.region)]
+        if not found:
+            where = "" if region is None else f" in region {region[:64]!r}"
+            raise PolicyError(f"policy {self.policy_id} does not accept contributions from base {digest[:16]}{where}")
+        return max(found, key=lambda base: base.version)
+
+    def newest_base(self, region: str) -> PolicyBase | None:
+        """Return the base of a region with the highest version, None when the policy has none there."""
+        return max((base for base in self.bases if base.region == region), key=lambda base: base.version, default=None)
 
     def require_open(self, at: datetime) -> None:
         """Raise ExpiredError when the policy is over."""

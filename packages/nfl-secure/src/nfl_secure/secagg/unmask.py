@@ -19,7 +19,7 @@ from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from nfl_core.codec.quantise import qmax, unpack
-from nfl_core.errors import MalformedError
+from nfl_core.errors import MalformedError, PolicyError
 from nfl_core.ids import BatchId, Digest, LeafId, parse_batch_id, parse_leaf_id
 from nfl_core.wire import sites_pb2
 from nfl_secure.errors import UnmaskRefusedError
@@ -61,6 +61,7 @@ def unmask(batch_sum: bytes, mask_sum: bytes, *, policy: VerifiedPolicy, ca_pem:
 
     Raises:
         UnmaskRefusedError: A rule of this module is broken.
+        PolicyError: The policy does not accept that base in that region.
         SignatureError: A signature does not fit.
         IdentityError: A signer is not of this fleet or of another role.
         ExpiredError: A signer's certificate is over.
@@ -116,12 +117,7 @@ def _check_match(batch: sites_pb2.BatchSum, masks: sites_pb2.MaskSum, policy: Ve
         raise UnmaskRefusedError(
             f"batch {batch.batch_id} has {batch.num} contributions, expected {policy.n_min} to {policy.batch_max}"
         )
-    base = policy.base(batch.base_digest)
-    if base.region != batch.region:
-        raise UnmaskRefusedError(
-            f"batch {batch.batch_id} is of region {batch.region[:64]!r}, its base of {base.region}"
-        )
-    return base
+    return policy.base(batch.base_digest, region=batch.region)
 
 
 def _uncover(
