@@ -1,4 +1,4 @@
-"""A leaf in this process that speaks the real interface: generated servicer, gRPC, mutual TLS, real signatures and bundles."""
+"""A leaf in this process that speaks the real interface: servicer, gRPC, mutual TLS, signatures, bundles."""
 
 from __future__ import annotations
 

@@ -285,7 +285,7 @@ class _Device:
             now=self.now, active=self.active, num_pending=self.outbox, learned_from=self.learned_from
         )
 
-    def perform(self, action: words.Action, fails: bool) -> words.Event:
+    def perform(self, action: words.Action, fails: bool) -> words.Event:  # noqa: C901 - one case an action
         now = self.now
         match action:
             case words.Wait(until=until):

@@ -385,7 +385,8 @@ async def test_killed_in_every_probation_it_falls_back_by_itself(fleet: Fleet, m
     monkeypatch.setattr(Models, "probe", die)
     fleet.publish(2)
     while not device.events("fell-back"):
-        await running.until(lambda: running.task.done() or device.events("fell-back"))
+        task = running.task
+        await running.until(lambda task=task: task.done() or device.events("fell-back"))
         if running.task.done():
             await running.kill()
             running = Running(fleet.agent(device))

@@ -10,9 +10,9 @@ from nfl_core.errors import NflError
 from nfl_edge import errors
 
 SURFACE = [
-    "AgentRuntime", "AgentSettings", "AgentState", "DeviceFolder", "DeviceSettings", "FileSource", "FileTap", "FleetSettings",
-    "GrpcLink", "Guard", "Host", "Inference", "Learner", "Link", "SampleSource", "TrainerProcess", "Wiring", "World",
-    "read_events", "read_settings", "read_tap", "write_settings",
+    "AgentRuntime", "AgentSettings", "AgentState", "DeviceFolder", "DeviceSettings", "FileSource", "FileTap",
+    "FleetSettings", "GrpcLink", "Guard", "Host", "Inference", "Learner", "Link", "SampleSource", "TrainerProcess",
+    "Wiring", "World", "read_events", "read_settings", "read_tap", "write_settings",
 ]  # fmt: skip
 
 

@@ -1,8 +1,8 @@
 """The device of a federated nested learning fleet.
 
 `AgentRuntime` runs one device, `Host` several in one process; `nfl device run` is built on them. What a device decides
-is in `nfl_edge.agent`, pure. Importing this package never imports torch: learning happens in `python -m nfl_edge.trainer`.
-Names are loaded when they are used, so that `nfl --help` stays quick.
+is in `nfl_edge.agent`, pure. Importing this package never imports torch: learning happens in `nfl_edge.trainer`, a
+process of its own. Names are loaded when they are used, so that `nfl --help` stays quick.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from nfl_core.learning.model import load_state, state_of
 from nfl_edge.errors import EngineError
 from nfl_edge.infer import OrtEngine
 
-from ..world import SHAPE, graph, model
+from .world import SHAPE, graph, model
 
 
 def parts(seed: int = 1, *, private: float = 0.0) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
