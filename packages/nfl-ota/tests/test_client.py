@@ -124,6 +124,8 @@ def test_a_shortened_chunk_is_refused(world):
     client = world.client()
     with pytest.raises(ContentError, match="bytes, expected"):
         client.download(client.refresh(V1))
+    kept = {path.name for path in (world.folder / "device" / "chunks").iterdir()}
+    assert kept == {ref.sha256 for ref in world.repository.manifest("north", 1).tensors}
 
 
 def test_rollback_of_the_whole_state_is_refused(world):
@@ -436,6 +438,8 @@ def test_an_unknown_target_is_not_found(world):
     world.publish(1)
     with pytest.raises(NotFoundError, match="no signed target"):
         world.client().refresh("bundles/north/9.json")
+    # What was verified on the way counts all the same.
+    assert Floor(world.folder / "device-floor").state.timestamp.number == 2
 
 
 def test_metadata_that_are_no_json_are_refused(world):

@@ -21,6 +21,7 @@ from nfl_ota import (
     SlotRecord,
     Slots,
     SlotState,
+    pack_image,
 )
 
 
@@ -169,6 +170,16 @@ def test_a_staged_version_is_the_last_resort(slots, worlds, tmp_path):
     assert (boot.bundle.manifest.version, boot.on_probation) == (2, True)
 
 
+def test_manifests_are_of_what_is_whole(slots, worlds, tmp_path):
+    assert slots.manifests() == ()
+    slots.provision_factory(worlds.opened(1))
+    install(slots, worlds.opened(2))
+    slots.install(worlds.opened(3))
+    assert sorted(manifest.version for manifest in slots.manifests()) == [1, 2, 3]
+    damage(tmp_path, "a")
+    assert sorted(manifest.version for manifest in slots.manifests()) == [1, 3]
+
+
 def test_nothing_whole_boots_nothing(slots, worlds, tmp_path):
     install(slots, worlds.opened(1))
     damage(tmp_path, "a")
@@ -214,6 +225,8 @@ def test_a_full_disk_leaves_the_slots_as_they_were(slots, worlds, tmp_path, monk
         patch.setattr(durable.LOCAL_DISK, "_write", limited)
         with pytest.raises(StorageFullError):
             install(slots, worlds.opened(2), confirm=False)
+    if room < len(pack_image(worlds.opened(2))):
+        assert slots.state == before
     assert slots.state.active is before.active
     assert slots.boot().bundle.manifest.version == 1
     install(slots, worlds.opened(2))

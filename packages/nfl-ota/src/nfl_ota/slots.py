@@ -30,7 +30,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from nfl_core.durable import LOCAL_DISK, Disk, DualRecord, make_folder, write_file
 from nfl_core.errors import ContentError, DurableError, NflError, NotFoundError
 from nfl_core.ids import Digest, VersionId, canonical_json, digest_of
-from nfl_ota.bundle import Bundle
+from nfl_ota.bundle import Bundle, BundleManifest
 from nfl_ota.errors import NoBootableSlotError, QuarantinedError, SlotBusyError
 from nfl_ota.image import pack_image, unpack_image
 
@@ -386,6 +386,14 @@ class Slots:
             found = "missing" if data is None else f"of digest {got}"
             raise ContentError(f"the file of slot {wanted.value} is {found}, expected {record.sha256}")
         return unpack_image(data)
+
+    def manifests(self) -> tuple[BundleManifest, ...]:
+        """Return the manifests of all slots that are whole: what a cache of chunks should keep for a rollback.
+
+        Raises:
+            DurableError: The state cannot be read.
+        """
+        return tuple(self.load(slot).manifest for slot in sorted(self._whole()))
 
     def _loaded(self, state: SlotState, *, fell_back: bool) -> Boot:
         slot = state.active or Slot.FACTORY  # every way here chose a slot or raised
