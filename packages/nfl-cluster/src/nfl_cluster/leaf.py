@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
+from typing import TypeVar
 
 from google.protobuf.message import DecodeError
 
@@ -36,6 +37,7 @@ from nfl_secure.messages import verify
 
 COUNTERS_EVERY_S = 2.0  # counters change all the time; the fleet's picture of them need not
 TIMESTAMP = "metadata/timestamp.json"
+_M = TypeVar("_M", sites_pb2.RolloutState, sites_pb2.RosterRefused, sites_pb2.RepositoryFiles)
 _LOG = logging.getLogger(__name__)
 
 
@@ -166,9 +168,7 @@ class Leaf:
         self._events.write("batch-dropped", batch=dropped.batch_id, num=dropped.num, why=dropped.why)
 
 
-def _parse(
-    kind: type[sites_pb2.RolloutState | sites_pb2.RosterRefused | sites_pb2.RepositoryFiles], data: bytes
-):  # type: ignore[no-untyped-def]
+def _parse(kind: type[_M], data: bytes) -> _M:
     try:
         return kind.FromString(data)
     except DecodeError as error:

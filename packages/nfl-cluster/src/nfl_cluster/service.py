@@ -172,7 +172,7 @@ def run_service(name: str, work: Callable[[], Awaitable[None]]) -> int:
     except NflError as error:
         _LOG.critical("%s: %s (%s)", error.code, error.message, error.hint, exc_info=True)
         return int(error.exit_code)
-    except Exception:  # the boundary of the process: nothing below may swallow, so this is a broken invariant
+    except Exception:  # noqa: BLE001 - the boundary of the process: nothing below may swallow, so this is a broken invariant
         _LOG.critical("a fault of the program ends %s", name, exc_info=True)
         traceback.print_exc()
         return int(ExitCode.FAILED)

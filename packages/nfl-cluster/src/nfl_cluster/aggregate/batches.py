@@ -110,10 +110,9 @@ class BatchLog:
         if self._num_sent:
             self._compact()
 
-    @property
-    def num_accepted(self) -> int:
-        """Contributions whose receipts can still be asked for."""
-        return len(self._accepted)
+    def accepted(self) -> list[Accepted]:
+        """Return the contributions whose receipts can still be asked for, oldest first."""
+        return list(self._accepted.values())
 
     def sizes(self) -> dict[BatchId, int]:
         """Return the number of contributions of every open batch."""
@@ -135,10 +134,18 @@ class BatchLog:
             self._policies[policy.policy_id] = policy
         return policy
 
-    def newest_policy(self) -> VerifiedPolicy | None:
-        """Return the open policy with the highest id, None when none is open."""
+    def newest_policy(self, *, up_to: int | None = None) -> VerifiedPolicy | None:
+        """Return the open policy with the highest id, None when none is open.
+
+        Args:
+            up_to: Newest version that devices here are offered: a round about a newer one waits until they are. None: any.
+        """
         now = self._clock()
-        usable = [policy for policy in self._policies.values() if now < policy.expires_at]
+        usable = [
+            policy
+            for policy in self._policies.values()
+            if now < policy.expires_at and (up_to is None or all(base.version <= up_to for base in policy.bases))
+        ]
         return max(usable, key=lambda policy: policy.policy_id, default=None)
 
     def receipt(self, contribution_id: str, *, device: DeviceId, sha256: str) -> bytes | None:

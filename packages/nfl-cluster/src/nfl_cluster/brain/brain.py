@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from datetime import datetime, timedelta
+from pathlib import Path
 
 import numpy as np
 from google.protobuf.message import DecodeError
@@ -36,7 +37,7 @@ from nfl_cluster.rollout import RolloutDriver
 from nfl_core.config import FleetConfig
 from nfl_core.durable import read_file
 from nfl_core.errors import ConflictError, MalformedError, NflError, NotFoundError, StorageFullError
-from nfl_core.ids import BatchId, RegionId, SiteId, digest_of, parse_leaf_id
+from nfl_core.ids import BatchId, RegionId, SiteId, digest_of
 from nfl_core.wire import sites_pb2
 from nfl_ota import Complete, Halt, OpenWave, Phase, Repository, RollBack
 from nfl_ota.rollout import Action
@@ -80,7 +81,8 @@ class Brain:
         self._mailbox, self._store, self._registry, self._judges = mailbox, store, registry, judges
         self._contents = contents
         self._leaves = frozenset(SiteId(leaf.site) for leaf in config.leaves)
-        self._intake = Intake(store, registry, principal=principal, clock=clock)
+        regions = {leaf.site: leaf.region for leaf in config.leaves}
+        self._intake = Intake(store, registry, principal=principal, regions=regions, clock=clock)
         self._driver = RolloutDriver(config.rollout, store.state.rollout)
         self._publisher = Publisher(
             config, store=store, registry=registry, repository=repository, contents=contents, clock=clock
@@ -287,7 +289,7 @@ class Brain:
         """Note what the rollout decided; leaves hear of it with the next mail."""
         state = self._store.state
         for action in actions:
-            state.rollout_number += 1
+            state.rollout_number += isinstance(action, OpenWave | Halt)
             match action:
                 case OpenWave(version=version, fraction=fraction):
                     self._store.tell("wave-opened", version=int(version), fraction=fraction)
@@ -328,6 +330,7 @@ class Brain:
         failed = state.path[-1].version
         if self._driver.phase in (Phase.RUNNING, Phase.COMPLETE):
             self._act(self._driver.halt(order.reason))
+            state.plan = None  # the halt goes back one version; the operator says how far
         state.plan = self._plan(restores=to, failed=failed)
 
     def _override(self, order: Order) -> None:
@@ -335,8 +338,6 @@ class Brain:
         newest = state.candidate.candidate_id if state.candidate is not None else None
         graph = None
         if order.graph is not None:
-            from pathlib import Path
-
             data = read_file(Path(order.graph))
             graph = digest_of(data)
             self._store.put(data, "graphs", graph)
@@ -438,6 +439,6 @@ def _health_of(message: Message) -> sites_pb2.HealthCounts:
         counts = sites_pb2.HealthCounts.FromString(message.payload)
     except DecodeError as error:
         raise MalformedError("a message holds no health counts") from error
-    if parse_leaf_id(counts.leaf) != message.peer:
+    if counts.leaf != message.peer:
         raise MalformedError(f"{message.peer} sends the health of leaf {counts.leaf[:64]!r}")
     return counts

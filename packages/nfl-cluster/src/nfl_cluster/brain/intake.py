@@ -10,7 +10,8 @@ Rules:
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import datetime, timezone
 
 import numpy as np
@@ -39,12 +40,20 @@ class Intake:
         store: The root's state.
         registry: Where batches are recorded.
         principal: The root.
+        regions: Leaf -> its region.
         clock: Now, aware.
     """
 
     def __init__(
-        self, store: RootStore, registry: Registry, *, principal: Principal, clock: Callable[[], datetime]
+        self,
+        store: RootStore,
+        registry: Registry,
+        *,
+        principal: Principal,
+        regions: Mapping[str, str],
+        clock: Callable[[], datetime],
     ) -> None:
+        self._regions = regions
         self._store, self._registry, self._principal, self._clock = store, registry, principal, clock
         self._policies: dict[int, VerifiedPolicy] = {}
 
@@ -132,12 +141,23 @@ class Intake:
             return
         try:
             _, policy_id, _ = batch_of(halves[0], ca_pem=self._principal.ca_pem, at=self._clock())
-            policy = self.policy(policy_id)
+            policy = self._policy_for(halves[0], policy_id)
             total = unmask(halves[0], halves[1], policy=policy, ca_pem=self._principal.ca_pem, at=self._clock())
         except (PolicyError, MalformedError) as error:
             self.drop(batch_id, f"it cannot be uncovered: {error.message} [{error.code}]")
             return
         self._buffer(total, policy, schema)
+
+    def _policy_for(self, batch_sum: bytes, policy_id: int) -> VerifiedPolicy:
+        """Return a policy with the bases of the region that the batch's leaf serves.
+
+        Two regions may have the same content, as in the first version, so a digest alone does not say which one is meant;
+        and a leaf speaks for its own region alone.
+        """
+        leaf, _ = verify(batch_sum, kind="batch-sum", ca_pem=self._principal.ca_pem, role=Role.LEAF, at=self._clock())
+        region = self._regions.get(leaf.name)
+        policy = self.policy(policy_id)
+        return replace(policy, bases=tuple(base for base in policy.bases if base.region == region))
 
     def _buffer(self, total: BatchTotal, policy: VerifiedPolicy, schema: TensorSchema) -> None:
         scales_P = expand_scales(policy.scales, schema.sizes)

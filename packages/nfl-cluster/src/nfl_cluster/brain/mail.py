@@ -1,7 +1,8 @@
 """Posts what other sites have not heard yet: files of the repository, the rollout's state, the open policy.
 
 Ids follow from content and receiver, and what was posted is noted afterwards: a crash between the two posts the same
-message again, and its receiver drops it.
+message again, and its receiver drops it. Mail travels in the order of its ids: files, then the rollout, then the round that
+is about it.
 """
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ class Postman:
         if not policy_id or self._sent(site, "policy") >= policy_id:
             return
         signed = self._intake.policy(policy_id).signed
-        self._mailbox.post(site, "policy", signed, message_id=f"policy-{policy_id:012d}-{site}"[:80])
+        self._mailbox.post(site, "policy", signed, message_id=f"round-{policy_id:012d}-{site}"[:80])
         self._note(site, "policy", policy_id)
 
     def _sent(self, site: SiteId, kind: str) -> int:

@@ -1,4 +1,4 @@
-"""What the root remembers between two steps, as one durable record. Big arrays stand beside it in files of their own."""
+"""What the root remembers between two steps, as one durable record. Big arrays stand beside it in files."""
 
 from __future__ import annotations
 

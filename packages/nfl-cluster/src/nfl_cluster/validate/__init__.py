@@ -1,3 +1,3 @@
-"""Judging before publishing: gates on held-out data (ONNX Runtime), and a shadow update that measures scales (torch)."""
+"""Before publishing: gates on held-out data (ONNX Runtime), a shadow update that measures scales (torch)."""
 
 __all__ = ["data", "gates", "shadow"]
