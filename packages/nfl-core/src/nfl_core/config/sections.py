@@ -18,10 +18,11 @@ Seconds: TypeAlias = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction: TypeAlias = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Host: TypeAlias = Annotated[str, Field(pattern=r"^[A-Za-z0-9.:-]{1,253}$")]
 
+# As measured on the reference model; a fleet whose levels should step at other rates says so in its file.
 DEFAULT_LEVELS = (
-    Level(name="personal", params=("private.*",), period=1, scope=Scope.PRIVATE),
-    Level(name="regional", params=("middle.*",), period=2, scope=Scope.REGION),
-    Level(name="fleet", params=("head.*", "body.*"), period=4, scope=Scope.GLOBAL),
+    Level(name="reflex", params=("private.*",), period=1, scope=Scope.PRIVATE),
+    Level(name="skill", params=("middle.*",), period=1, scope=Scope.REGION),
+    Level(name="concept", params=("body.*", "head.*"), period=1, scope=Scope.GLOBAL),
 )
 
 
@@ -48,8 +49,8 @@ class ModelSection(_Section):
 class LearningSection(_Section):
     """Learning on the device."""
 
-    batch_size: int = Field(default=32, ge=1)
-    epochs_per_update: int = Field(default=2, ge=1, description="passes over the samples in one micro-update")
+    batch_size: int = Field(default=16, ge=1)
+    epochs_per_update: int = Field(default=3, ge=1, description="passes over the samples in one micro-update")
     refit_steps: int = Field(default=20, ge=0, description="steps of the fast level on cached features after a merge")
     learning_rate: float = Field(default=0.05, gt=0, allow_inf_nan=False)
     holdout_fraction: float = Field(default=0.15, gt=0, lt=1)
@@ -103,7 +104,7 @@ class GatesSection(_Section):
     """What a candidate must pass before it becomes a version."""
 
     max_drop_points: float = Field(
-        default=1.0, ge=0, le=100, description="accuracy it may lose against the version before, in points"
+        default=2.0, ge=0, le=100, description="accuracy it may lose against the version before, in points"
     )
     latency_budget_ms: float = Field(default=30.0, gt=0, allow_inf_nan=False)
     max_bundle_bytes: int = Field(default=10_000_000, ge=1)
@@ -119,7 +120,7 @@ class RootSection(_Section):
     admin_port: Port = 18442
     batches_per_version: int = Field(default=4, ge=1)
     max_staleness: int = Field(default=4, ge=0, description="versions a batch may be behind")
-    server_learning_rate: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    server_learning_rate: float = Field(default=1.5, gt=0, allow_inf_nan=False)
     server_momentum: float = Field(default=0.0, ge=0, lt=1)
 
 
