@@ -119,18 +119,23 @@ def test_poisoned_levels_are_refused_and_the_model_is_untouched(
 
 
 def test_levels_that_are_a_little_bad_are_taken_in_part(make_model: MakeModel, make_samples: MakeSamples) -> None:
-    module, data = trained(make_model(), noisy(make_samples, 200, 3)), noisy(make_samples, 145, 4)
-    generator = np.random.default_rng(1)
-    before, shared = state_of(module), shared_of(module)
-    incoming = {
-        name: a + generator.normal(0, 1.0 * (a.std() + 0.02), a.shape).astype(np.float32) for name, a in shared.items()
-    }
-    report = merged(module, incoming, data)
-    assert 0 < report.alpha < 1
-    expected = mix(before, incoming, alpha=report.alpha)
-    after = state_of(module)
-    assert all(np.array_equal(after[name], expected[name]) for name in shared)
-    assert report.loss_after <= 1.05 * report.loss_before
+    """From harmless to hopeless noise: the whole, then parts, then nothing, each as the report says."""
+    owner, data = trained(make_model(), noisy(make_samples, 200, 3)), noisy(make_samples, 145, 4)
+    before, shared = state_of(owner), shared_of(owner)
+    noise = {name: np.random.default_rng(1).normal(0, a.std() + 0.02, a.shape) for name, a in shared.items()}
+    alphas = []
+    for strength in np.geomspace(0.01, 10, 13):
+        module = copy.deepcopy(owner)
+        incoming = {name: (a + strength * noise[name]).astype(np.float32) for name, a in shared.items()}
+        report = merged(module, incoming, data)
+        alphas.append(report.alpha)
+        expected = mix(before, incoming, alpha=report.alpha) if report.accepted else shared
+        after = state_of(module)
+        assert all(np.array_equal(after[name], expected[name]) for name in shared)
+        assert report.loss_after <= 1.05 * report.loss_before
+    assert alphas[0] == 1.0
+    assert alphas[-1] == 0.0
+    assert any(0 < alpha < 1 for alpha in alphas)
 
 
 @pytest.mark.parametrize("seed", range(8))

@@ -9,9 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from nfl_core.config import DEFAULT_LEVELS
 from nfl_core.errors import ConfigError
 from nfl_core.learning.model import NestedModel
-from nfl_core.levels import Level, NestedSpec, Scope
+from nfl_core.levels import Level, NestedSpec
 
 HIDDEN = 64
 
@@ -66,12 +67,8 @@ def small_cnn(num_classes: int, input_shape: tuple[int, ...]) -> SmallCnn:
 
 
 def default_levels() -> tuple[Level, ...]:
-    """Return the levels of docs/adr/0003, fastest first: private reflex, regional skill, global concept."""
-    return (
-        Level(name="reflex", params=("private.*",), scope=Scope.PRIVATE, period=1),
-        Level(name="skill", params=("middle.*",), scope=Scope.REGION, period=1),
-        Level(name="concept", params=("body.*", "head.*"), scope=Scope.GLOBAL, period=1),
-    )
+    """Return the levels that fleet.toml has when it names none, fastest first; they fit this model."""
+    return DEFAULT_LEVELS
 
 
 def default_spec() -> NestedSpec:

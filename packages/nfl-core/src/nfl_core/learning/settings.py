@@ -1,4 +1,4 @@
-"""The numbers that steer learning on one device; defaults from the experiment in docs/adr/0003."""
+"""The numbers that steer learning on one device; defaults are those of fleet.toml, from the experiment of ADR 0003."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing_extensions import Self
 from nfl_core.config import LearningSection
 from nfl_core.errors import ConfigError
 
-# Tried from the left: whole new levels first, no new levels last (facts of merging by line search).
+_DEFAULT = LearningSection()
+# Tried from the left: whole new levels first; when none will do, the merge is refused.
 MERGE_ALPHAS = (1.0, 0.75, 0.5, 0.25)
 
 
@@ -27,11 +28,11 @@ class LearningSettings:
         merge_alphas: Shares of the new levels that a merge tries, descending within (0, 1].
     """
 
-    learning_rate: float = 0.05
-    batch_size: int = 32
-    epochs_per_update: int = 2
-    refit_steps: int = 20
-    refit_learning_rate: float = 0.05
+    learning_rate: float = _DEFAULT.learning_rate
+    batch_size: int = _DEFAULT.batch_size
+    epochs_per_update: int = _DEFAULT.epochs_per_update
+    refit_steps: int = _DEFAULT.refit_steps
+    refit_learning_rate: float = _DEFAULT.learning_rate
     merge_tolerance: float = 0.05
     merge_alphas: tuple[float, ...] = MERGE_ALPHAS
 
