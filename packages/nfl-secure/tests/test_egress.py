@@ -242,7 +242,27 @@ def test_power_cut_at_every_operation_neither_sends_twice_nor_counts_twice(fleet
             assert fleet.witness.seen[sealed.contribution_id][0].max() == 0
 
 
-def test_a_full_disk_lets_nothing_leave(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whatever_can_leave_after_a_crash_was_witnessed_before(fleet: Fleet) -> None:
+    policy = fleet.open_policy()
+
+    def dying_witness(contribution_id: str, *, counts_P: NDArray[np.int64], weight: int) -> None:
+        raise PowerCutError
+
+    gate = EgressGate(
+        SCHEMA,
+        principal=fleet.device("a"),
+        policy=policy,
+        state=fleet.home / "device-state/a/egress",
+        clock=fleet.clock,
+        tap=dying_witness,
+    )
+    with pytest.raises(PowerCutError):
+        gate.seal(fleet.displacement(), base=BASE, weight=1, leaf=LEAF)
+    assert fleet.gate("a", policy).stored is None
+    assert fleet.seal("a", policy).contribution_id in fleet.witness.seen
+
+
+def test_a_full_disk_lets_nothing_leave(fleet: Fleet) -> None:
     import errno
 
     class FullDisk(SimulatedDisk):
@@ -254,7 +274,6 @@ def test_a_full_disk_lets_nothing_leave(fleet: Fleet, monkeypatch: pytest.Monkey
     with pytest.raises(StorageFullError):
         gate.seal(fleet.displacement(), base=BASE, weight=1, leaf=LEAF)
     assert gate.stored is None
-    assert fleet.witness.seen == {}
 
 
 def _body(fleet: Fleet, sealed_frame: bytes, **changes: object) -> bytes:

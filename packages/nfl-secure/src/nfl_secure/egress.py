@@ -64,7 +64,11 @@ class Tap(Protocol):
     """A witness of what goes into the mask. The product has none; a simulation proves with it that sums are exact."""
 
     def __call__(self, contribution_id: ContributionId, *, counts_P: NDArray[np.int64], weight: int) -> None:
-        """Take note of weighted steps, int64 [P], before they are masked."""
+        """Take note of weighted steps, int64 [P], before they are masked.
+
+        Called before the contribution is stored. After a crash in between it is called again for the same id, and the last
+        call counts.
+        """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -223,10 +227,11 @@ class EgressGate:
             frame=body,
             residual_P=residual_P,
         )
-        self._record.store(stored.encode())
-        self._stored = stored
+        # The witness first: what was stored may leave after any crash, so it must have been witnessed by then.
         if self._tap is not None:
             self._tap(contribution_id, counts_P=counts_P, weight=weight)
+        self._record.store(stored.encode())
+        self._stored = stored
         return SealedContribution(frame=body, contribution_id=contribution_id, policy_id=policy.policy_id)
 
     def _quantise(

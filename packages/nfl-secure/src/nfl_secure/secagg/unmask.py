@@ -19,7 +19,7 @@ from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from nfl_core.codec.quantise import qmax, unpack
-from nfl_core.errors import MalformedError, PolicyError
+from nfl_core.errors import MalformedError
 from nfl_core.ids import BatchId, Digest, LeafId, parse_batch_id, parse_leaf_id
 from nfl_core.wire import sites_pb2
 from nfl_secure.errors import UnmaskRefusedError
