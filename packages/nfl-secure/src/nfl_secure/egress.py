@@ -66,8 +66,8 @@ class Tap(Protocol):
     def __call__(self, contribution_id: ContributionId, *, counts_P: NDArray[np.int64], weight: int) -> None:
         """Take note of weighted steps, int64 [P], before they are masked.
 
-        Called before the contribution is stored. After a crash in between it is called again for the same id, and the last
-        call counts.
+        Called before the contribution is stored. After a crash in between it is called again for the same id, and the
+        last call counts.
         """
 
 
