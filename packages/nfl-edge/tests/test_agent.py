@@ -23,6 +23,7 @@ from nfl_edge.words import EVENTS, Base, Policy
 SETTINGS = AgentSettings()
 ONE = Base(version=1, digest=Digest("1" * 64), target="bundles/north/1.json")
 TWO = Base(version=2, digest=Digest("2" * 64), target="bundles/north/2.json")
+BEHIND = Policy(policy_id=7, bases=(ONE.digest, TWO.digest), expires_at=100.0)
 POLICY = Policy(policy_id=7, bases=(ONE.digest,), expires_at=100.0)
 RESTING = AgentState(phase=Phase.RESTING, base=ONE, learned_from=ONE.digest, linked=True, greet_at=9.0, report_at=9.0)
 
@@ -30,7 +31,7 @@ RESTING = AgentState(phase=Phase.RESTING, base=ONE, learned_from=ONE.digest, lin
 SAMPLES: tuple[words.Event, ...] = (
     words.Booted(now=1.0, active=ONE),
     words.Tick(now=1.0, revision="r"),
-    words.Greeted(now=1.0, offer=TWO, newest=TWO.digest, policy=POLICY),
+    words.Greeted(now=1.0, offer=TWO, policy=POLICY),
     words.LinkFailed(now=1.0),
     words.Learned(now=1.0, revision="r"),
     words.Sealed(now=1.0, policy_id=7, base_digest=ONE.digest),
@@ -176,16 +177,16 @@ def test_an_older_version_is_never_taken() -> None:
 @pytest.mark.parametrize(
     ("changes", "allowed"),
     [
-        ({"newest": ONE.digest}, True),
-        ({"newest": TWO.digest}, True),  # behind, but never contributed from this base
-        ({"newest": TWO.digest, "contributed_bases": (ONE.digest,)}, False),
-        ({"newest": ONE.digest, "contributed_bases": (ONE.digest,)}, True),
-        ({"newest": ONE.digest, "contributed_policies": (7,)}, False),
-        ({"newest": ONE.digest, "policy": replace(POLICY, bases=(TWO.digest,))}, False),
-        ({"newest": ONE.digest, "policy": replace(POLICY, expires_at=0.5)}, False),
-        ({"newest": ONE.digest, "learned_from": ""}, False),
-        ({"newest": ONE.digest, "base": None}, False),
-        ({"newest": ONE.digest, "policy": None}, False),
+        ({}, True),
+        ({"contributed_bases": (ONE.digest,)}, True),  # the same base again, under another policy, while it is newest
+        ({"policy": BEHIND}, True),  # behind, but never contributed from this base
+        ({"policy": BEHIND, "contributed_bases": (ONE.digest,)}, False),
+        ({"contributed_policies": (7,)}, False),
+        ({"policy": replace(POLICY, bases=(TWO.digest,))}, False),
+        ({"policy": replace(POLICY, expires_at=0.5)}, False),
+        ({"learned_from": ""}, False),
+        ({"base": None}, False),
+        ({"policy": None}, False),
     ],
 )
 def test_contribution_rule(changes: dict[str, object], allowed: bool) -> None:
@@ -194,7 +195,7 @@ def test_contribution_rule(changes: dict[str, object], allowed: bool) -> None:
 
 
 def test_what_was_learned_is_sent_before_a_newer_version_replaces_its_base() -> None:
-    state = replace(RESTING, offer=TWO, newest=TWO.digest, policy=POLICY)
+    state = replace(RESTING, offer=TWO, policy=POLICY)
     sealing = step(state, words.Tick(now=1.0, revision="r"), SETTINGS)
     assert sealing.action == words.Seal(policy_id=7)
     sealed = step(sealing.state, words.Sealed(now=1.0, policy_id=7, base_digest=ONE.digest), SETTINGS)
@@ -205,7 +206,7 @@ def test_what_was_learned_is_sent_before_a_newer_version_replaces_its_base() -> 
 
 
 def test_a_leaf_that_is_away_stops_neither_learning_nor_sealing() -> None:
-    away = replace(RESTING, linked=False, learned_from="", policy=POLICY, newest=ONE.digest, num_pending=1)
+    away = replace(RESTING, linked=False, learned_from="", policy=POLICY, num_pending=1)
     learning = step(away, words.Tick(now=1.0, revision="r"), SETTINGS)
     assert learning.action == words.Learn()
     learned = step(learning.state, words.Learned(now=2.0, revision="r"), SETTINGS)
@@ -232,7 +233,7 @@ def test_waits_grow_with_failures_and_have_a_bound() -> None:
     assert waits == sorted(waits)
     assert waits[0] <= SETTINGS.backoff_s
     assert SETTINGS.backoff_max_s * 0.99 < waits[-1] <= SETTINGS.backoff_max_s
-    greeted = step(state, words.Greeted(now=0.0, offer=None, newest="", policy=None, retry_after_s=3.0), SETTINGS).state
+    greeted = step(state, words.Greeted(now=0.0, offer=None, policy=None, retry_after_s=3.0), SETTINGS).state
     assert (greeted.failures, greeted.greet_at) == (0, 3.0)
 
 
@@ -294,8 +295,9 @@ class _Device:
             case words.Greet() | words.Send() | words.Report() | words.Fetch() if fails:
                 return words.LinkFailed(now=now)
             case words.Greet():
-                policy = Policy(policy_id=self.policy, bases=(ONE.digest, TWO.digest), expires_at=1e9)
-                return words.Greeted(now=now, offer=self.newest, newest=self.newest.digest, policy=policy)
+                bases = (ONE.digest, TWO.digest) if self.newest == TWO else (ONE.digest,)
+                policy = Policy(policy_id=self.policy, bases=bases, expires_at=1e9)
+                return words.Greeted(now=now, offer=self.newest, policy=policy)
             case words.Learn():
                 self.learned_from = self.state.base.digest if self.state.base else ""
                 return words.Learned(now=now, revision="r")

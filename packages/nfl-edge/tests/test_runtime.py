@@ -197,6 +197,8 @@ async def test_restored_content_is_taken_under_its_new_number(fleet: Fleet) -> N
     fleet.roll_back(to=1, version=3)
     await running.until(lambda: running.agent.state.base.version == 3)
     assert device.events("merged") == []
+    chunks = [path for path, _ in fleet.leaf.fetches if path.startswith("chunks/")]
+    assert len(chunks) == len(set(chunks))  # no chunk that is here already is fetched again
     assert checkpoint_of(device).to_bytes() == before.to_bytes()
     assert running.agent.state.quarantined_digests == ()
     await running.until(lambda: fleet.leaf.hellos[-1].installed_version == 3)
@@ -516,4 +518,22 @@ async def test_the_integers_that_enter_the_mask_are_of_shared_values_alone(fleet
     policy = fleet.open_policy(1, 1)
     await running.until(lambda: device.events("receipt"))
     assert seen == [(device.events("contributed")[0]["contribution"], policy.num_values - 1, 1)]
+    await running.stop()
+
+
+async def test_a_device_outside_the_wave_answers_once_from_its_old_base(fleet: Fleet) -> None:
+    device = fleet.device("robot-1")
+    running = await start(fleet, device)
+    fleet.open_policy(1, 1)
+    await running.until(lambda: device.events("receipt"))
+    old = fleet.leaf.newest
+    fleet.publish(2)
+    fleet.leaf.newest = old  # the leaf still offers version 1 to this device, and says that it is the newest
+    fleet.open_policy(2, 1, 2)
+    hellos = len(fleet.leaf.hellos)
+    await running.until(lambda: len(fleet.leaf.hellos) > hellos + 10)
+    assert len(device.events("contributed")) == 1
+    fleet.assign(fleet.manifests[2])
+    await running.until(lambda: len(device.events("receipt")) == 2)
+    assert [event["version"] for event in device.events("contributed")] == [1, 2]
     await running.stop()

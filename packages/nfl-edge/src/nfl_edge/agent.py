@@ -130,7 +130,6 @@ class AgentState:
     sequence: int = 0
     # From here on: forgotten by a reboot.
     offer: Base | None = None
-    newest: str = ""
     policy: Policy | None = None
     num_pending: int = 0
     learned_from: str = ""
@@ -199,7 +198,7 @@ def may_contribute(state: AgentState, *, now: float) -> bool:
     """Say whether the contribution rule lets the device seal now.
 
     Once a policy; only from a base that the policy names and that the device has learned from; and only if that base is
-    the newest content of the region or the device never contributed from it.
+    the newest of the device's region in the policy or the device never contributed from it.
     """
     policy, base = state.policy, state.base
     if policy is None or base is None or now >= policy.expires_at:
@@ -208,7 +207,8 @@ def may_contribute(state: AgentState, *, now: float) -> bool:
         return False
     if state.learned_from != base.digest:
         return False
-    return state.newest == base.digest or base.digest not in state.contributed_bases
+    # From the signed policy, not from the leaf: outside the first wave the leaf offers an older version still.
+    return policy.bases[-1] == base.digest or base.digest not in state.contributed_bases
 
 
 def may_take(state: AgentState) -> bool:
@@ -306,7 +306,7 @@ def _decide(state: AgentState, event: Tick, settings: AgentSettings) -> Step:
 
 def _greeted(state: AgentState, event: Greeted, settings: AgentSettings) -> Step:
     greet_at = event.now + max(settings.poll_s, event.retry_after_s)
-    known = replace(state, offer=event.offer, newest=event.newest, policy=event.policy, greet_at=greet_at)
+    known = replace(state, offer=event.offer, policy=event.policy, greet_at=greet_at)
     return _rest(replace(known, linked=True, failures=0), event.now)
 
 

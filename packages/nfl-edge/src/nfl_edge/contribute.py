@@ -91,7 +91,8 @@ class Contributor:
         if policy is None:
             return None
         left_s = (policy.expires_at - self._clock()).total_seconds()
-        bases = tuple(base.digest for base in policy.bases if base.region == self._settings.region)
+        mine = sorted((base for base in policy.bases if base.region == self._settings.region), key=lambda b: b.version)
+        bases = tuple(base.digest for base in mine)
         return Policy(policy_id=policy.policy_id, bases=bases, expires_at=monotonic + left_s)
 
     def seal(self, checkpoint: Checkpoint, *, schema: TensorSchema, base: Base) -> SealedContribution:

@@ -29,7 +29,7 @@ from nfl_edge.sense import SampleSource, read_samples
 from nfl_edge.settings import DeviceSettings
 from nfl_edge.store import Checkpoint, Store, same_tensors
 from nfl_edge.words import Base
-from nfl_ota.bundle import Bundle
+from nfl_ota.bundle import Bundle, BundleManifest
 from nfl_ota.errors import NoBootableSlotError
 from nfl_ota.health import Observation, Outcome, Probation, ProbationSettings
 from nfl_ota.slots import SlotMachine, Slots
@@ -87,6 +87,10 @@ class Models:
     def current_name(self) -> str:
         """Name of the present checkpoint; empty when there is none."""
         return self._store.pointer().current
+
+    def manifests(self) -> tuple[BundleManifest, ...]:
+        """Return the manifests of the bundles in the slots. Raises DurableError."""
+        return tuple(self._slots.manifests())
 
     @property
     def learned_from(self) -> str:

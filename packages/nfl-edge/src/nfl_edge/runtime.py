@@ -122,7 +122,9 @@ class AgentRuntime:
         self._record = DualRecord(folder.state / "agent")
         self._outbox = Outbox(folder.outbox)
         self._models = Models(folder, settings=settings, source=self._source, learner=learner, guard=self.guard)
-        self._updates = Updates(folder, link=link, settings=settings, clock=self._world.now)
+        self._updates = Updates(
+            folder, link=link, settings=settings, clock=self._world.now, keep=self._models.manifests
+        )
         self._contributor = Contributor(
             folder,
             settings=settings,
@@ -279,7 +281,6 @@ class AgentRuntime:
         return words.Greeted(
             now=self._now(),
             offer=offer,
-            newest=reply.newest_digest,
             policy=policy,
             retry_after_s=reply.retry_after_ms / 1000,
         )

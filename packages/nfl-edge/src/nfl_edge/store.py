@@ -33,7 +33,7 @@ Tensors = dict[str, NDArray[np.float32]]
 Arrays = dict[str, NDArray[np.generic]]
 
 _NOW, _ACCEPTED, _LEARNER = "now:", "accepted:", "learner:"
-_META, _TEXT = "nfl", "learner"
+_META = "nfl"  # one entry: safetensors writes several in an order that changes
 SUFFIX = ".safetensors"
 
 
@@ -55,6 +55,13 @@ class CheckpointMeta(BaseModel):
     schema_fingerprint: str
     num_updates: int = 0
     num_updates_here: int = 0
+
+
+class _Head(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    meta: CheckpointMeta
+    learner_text: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,8 +87,9 @@ class Checkpoint:
         arrays: Arrays = {_NOW + name: value for name, value in self.tensors.items()}
         arrays |= {_ACCEPTED + name: value for name, value in self.accepted.items()}
         arrays |= {_LEARNER + name: value for name, value in self.learner.items()}
+        head = _Head(meta=self.meta, learner_text=self.learner_text)
         ordered = {name: np.ascontiguousarray(arrays[name]) for name in sorted(arrays)}
-        return save(ordered, metadata={_META: self.meta.model_dump_json(), _TEXT: self.learner_text})
+        return save(ordered, metadata={_META: head.model_dump_json()})
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Checkpoint:
@@ -89,8 +97,7 @@ class Checkpoint:
         try:
             length = int.from_bytes(data[:8], "little")
             header = json.loads(data[8 : 8 + length])
-            meta = CheckpointMeta.model_validate_json(header["__metadata__"][_META])
-            text = str(header["__metadata__"][_TEXT])
+            head = _Head.model_validate_json(header["__metadata__"][_META])
             arrays = load(data)
         except (SafetensorError, ValidationError, ValueError, KeyError, TypeError) as error:
             raise DurableError(f"a checkpoint cannot be read: {error}") from error
@@ -98,8 +105,8 @@ class Checkpoint:
             tensors=_part(arrays, _NOW),
             accepted=_part(arrays, _ACCEPTED),
             learner=_part(arrays, _LEARNER),
-            learner_text=text,
-            meta=meta,
+            learner_text=head.learner_text,
+            meta=head.meta,
         )
 
 

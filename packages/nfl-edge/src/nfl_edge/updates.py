@@ -13,7 +13,7 @@ from nfl_edge.folder import DeviceFolder
 from nfl_edge.link import Link, LinkFetcher
 from nfl_edge.settings import DeviceSettings
 from nfl_edge.words import Base
-from nfl_ota.bundle import Bundle
+from nfl_ota.bundle import Bundle, BundleManifest
 from nfl_ota.client import BundleClient
 from nfl_ota.floor import Floor
 
@@ -34,15 +34,23 @@ class Updates:
         link: The leaf.
         settings: Which region's bundles are ours.
         clock: Present time, UTC.
+        keep: Bundles on the device, whose chunks a later version may name again.
     """
 
     def __init__(
-        self, folder: DeviceFolder, *, link: Link, settings: DeviceSettings, clock: Callable[[], datetime]
+        self,
+        folder: DeviceFolder,
+        *,
+        link: Link,
+        settings: DeviceSettings,
+        clock: Callable[[], datetime],
+        keep: Callable[[], tuple[BundleManifest, ...]],
     ) -> None:
         self._folder = folder
         self._link = link
         self._settings = settings
         self._clock = clock
+        self._keep = keep
         self._client: BundleClient | None = None
         self._fetcher: LinkFetcher | None = None
 
@@ -73,5 +81,5 @@ class Updates:
                 f"bundle {offer.target} is {got}, expected {(self._settings.region, offer.version, offer.digest)}"
             )
         bundle = self._client.download(manifest)
-        self._client.forget([manifest])
+        self._client.forget([manifest, *self._keep()])
         return Fetched(bundle=bundle, num_bytes=fetcher.num_bytes - before)

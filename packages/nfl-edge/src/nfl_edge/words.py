@@ -21,7 +21,13 @@ class Base:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """The part of a verified round policy that the loop needs. `expires_at` is on the clock of the events' `now`."""
+    """The part of a verified round policy that the loop needs.
+
+    Attributes:
+        policy_id: Its number.
+        bases: Contents of this device's region that a contribution may start from, the newest version's last.
+        expires_at: On the clock of the events' `now`.
+    """
 
     policy_id: int
     bases: tuple[Digest, ...]
@@ -59,10 +65,9 @@ class Tick(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Greeted(Event):
-    """The leaf answered. `newest` is the newest content of the region, `offer` what is assigned to this device."""
+    """The leaf answered. `offer` is what it assigns to this device, whose wave may not have come yet."""
 
     offer: Base | None
-    newest: str
     policy: Policy | None
     retry_after_s: float = 0.0
 
