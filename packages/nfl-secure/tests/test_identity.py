@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import base64
+import itertools
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -11,6 +14,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from nfl_core.errors import ConflictError, ExpiredError, IdentityError, NotFoundError
 from nfl_secure.identity import CertificateKind, FleetCA, Principal, Role, SpiffeId, Trust, parse_spiffe
+from nfl_secure.identity.ca import check_request
 from nfl_secure.identity.trust import parse_certificate
 
 from .fleet import Fleet
@@ -200,3 +204,55 @@ def test_a_pinned_ca_that_is_none_is_refused(pem: bytes) -> None:
 def test_an_end_certificate_is_no_ca_to_pin(fleet: Fleet) -> None:
     with pytest.raises(IdentityError):
         Trust.of(fleet.leaf.tls_cert_pem)
+
+
+def _flipped(der: bytes) -> Iterator[bytes]:
+    for place, bit in itertools.product(range(len(der)), range(8)):
+        yield der[:place] + bytes([der[place] ^ (1 << bit)]) + der[place + 1 :]
+
+
+# Flipping a bit makes negative serial numbers too, which the library warns about before the signature refuses them.
+_STRANGE = pytest.mark.filterwarnings("ignore::cryptography.utils.CryptographyDeprecationWarning")
+
+
+def _refused_or_same(read: Callable[[bytes], object], der: bytes, expected: object) -> int:
+    """Return how many changes were refused. What passes says the same: a DER signature has spare bits at its end."""
+    num_refused = 0
+    for forged in _flipped(der):
+        try:
+            assert read(forged) == expected
+        except IdentityError:
+            num_refused += 1
+    return num_refused
+
+
+@_STRANGE
+def test_every_flipped_bit_of_a_certificate_is_refused_with_our_error(fleet: Fleet) -> None:
+    """A leaf or keeper that dies of a strange certificate could be killed by one device."""
+
+    def read(der: bytes) -> tuple[SpiffeId, object]:
+        certificate = parse_certificate(der)
+        spiffe = fleet.ca.trust.check(certificate, kind=CertificateKind.SIGN, at=fleet.clock())
+        return spiffe, certificate.public_key()
+
+    der = fleet.device("a").sign_certificate
+    assert _refused_or_same(read, der, read(der)) >= 8 * len(der) - 7
+
+
+@_STRANGE
+@pytest.mark.parametrize("kind", list(CertificateKind))
+def test_every_flipped_bit_of_a_request_is_refused_with_our_error(fleet: Fleet, kind: CertificateKind) -> None:
+    requests = Principal.create(fleet.home / "x", fleet.spiffe(Role.DEVICE, "x"))
+    csr = requests.tls_csr if kind is CertificateKind.TLS else requests.sign_csr
+    expected = check_request(csr, kind=kind)
+    assert _refused_or_same(lambda der: check_request(der, kind=kind), csr, expected) >= 8 * len(csr) - 7
+
+
+@_STRANGE
+def test_every_flipped_bit_of_the_pinned_ca_is_refused_with_our_error(fleet: Fleet) -> None:
+    def read(der: bytes) -> tuple[str, object]:
+        trust = Trust.of(b"-----BEGIN CERTIFICATE-----\n" + base64.encodebytes(der) + b"-----END CERTIFICATE-----\n")
+        return trust.fleet, trust.ca.public_key()
+
+    der = fleet.ca.trust.ca.public_bytes(serialization.Encoding.DER)
+    assert _refused_or_same(read, der, read(der)) >= 8 * len(der) - 7

@@ -90,6 +90,7 @@ def test_a_kind_with_a_nul_cannot_be_signed(fleet: Fleet) -> None:
         fleet.leaf.sign("roster\0x", b"")
 
 
+@pytest.mark.filterwarnings("ignore::cryptography.utils.CryptographyDeprecationWarning")
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_change_of_the_bytes_is_refused_with_a_declared_error(fleet: Fleet, data: st.DataObject) -> None:

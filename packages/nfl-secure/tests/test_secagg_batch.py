@@ -228,6 +228,7 @@ def test_ids_in_a_statement_are_ids(fleet: Fleet) -> None:
         _open(fleet, body_of(fleet, body, statement=forged), policy)
 
 
+@pytest.mark.filterwarnings("ignore::cryptography.utils.CryptographyDeprecationWarning")
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7), reframe=st.booleans())
 def test_any_changed_bit_is_refused_with_a_declared_error(fleet: Fleet, place: float, bit: int, reframe: bool) -> None:

@@ -23,7 +23,7 @@ from nfl_core.errors import ConflictError, IdentityError
 from nfl_core.ids import FleetName, parse_fleet_name
 from nfl_secure.identity.keys import CertificateRequests, Principal
 from nfl_secure.identity.spiffe import Role, SpiffeId, role_server_name
-from nfl_secure.identity.trust import CertificateKind, Trust
+from nfl_secure.identity.trust import UNREADABLE, CertificateKind, Trust
 from nfl_secure.keystore import make_private_folder, private_pem, read_tls_key, utc_now, write_public, write_secret
 
 CA_LIFETIME = timedelta(days=3650)
@@ -185,7 +185,7 @@ def check_request(csr: bytes, *, kind: CertificateKind) -> ec.EllipticCurvePubli
         request = x509.load_der_x509_csr(csr)
         key = request.public_key()
         is_proven = request.is_signature_valid
-    except (ValueError, TypeError) as error:
+    except UNREADABLE as error:
         raise IdentityError(f"{len(csr)} bytes are not a certificate request") from error
     if not is_proven:
         raise IdentityError("certificate request is not signed by the key it asks a certificate for")

@@ -22,7 +22,7 @@ from nfl_core.errors import IdentityError, NotFoundError
 from nfl_core.ids import ContributionId
 from nfl_secure.identity.envelope import sign_with
 from nfl_secure.identity.spiffe import SpiffeId
-from nfl_secure.identity.trust import Trust, parse_certificate, spiffe_of
+from nfl_secure.identity.trust import UNREADABLE, Trust, parse_certificate, spiffe_of
 from nfl_secure.keystore import (
     make_private_folder,
     private_pem,
@@ -198,5 +198,5 @@ def is_enrolled(folder: Path) -> bool:
 def _pem_to_der(pem: bytes) -> bytes:
     try:
         return x509.load_pem_x509_certificate(pem).public_bytes(serialization.Encoding.DER)
-    except ValueError as error:
+    except UNREADABLE as error:
         raise IdentityError("a certificate file holds no PEM certificate") from error

@@ -19,13 +19,24 @@ from enum import Enum
 from functools import lru_cache
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 from nfl_core.errors import ExpiredError, IdentityError
 from nfl_core.ids import FleetName, parse_fleet_name
 from nfl_secure.identity.spiffe import SpiffeId, parse_spiffe
 
+# What `cryptography` raises for bytes that are no certificate or request, or a strange one; not all are ValueErrors.
+UNREADABLE = (
+    InvalidSignature,
+    TypeError,
+    UnsupportedAlgorithm,
+    ValueError,
+    x509.DuplicateExtension,
+    x509.ExtensionNotFound,
+    x509.InvalidVersion,
+    x509.UnsupportedGeneralNameType,
+)
 _TIME = "%Y-%m-%dT%H:%M:%SZ"
 
 
@@ -66,7 +77,7 @@ class Trust:
         """
         try:
             certificate.verify_directly_issued_by(self.ca)
-        except (InvalidSignature, ValueError, TypeError) as error:
+        except UNREADABLE as error:
             raise IdentityError(f"certificate is not signed by the CA of fleet {self.fleet}") from error
         if not certificate.not_valid_before_utc <= at <= certificate.not_valid_after_utc:
             begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
@@ -82,7 +93,7 @@ def parse_certificate(der: bytes) -> x509.Certificate:
     """Return the certificate in `der`. Raises IdentityError when there is none."""
     try:
         return x509.load_der_x509_certificate(der)
-    except ValueError as error:
+    except UNREADABLE as error:
         raise IdentityError(f"{len(der)} bytes are not a DER certificate") from error
 
 
@@ -90,7 +101,7 @@ def spiffe_of(certificate: x509.Certificate) -> SpiffeId:
     """Return the one SPIFFE id of a certificate. Raises IdentityError when there is not exactly one."""
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except (x509.ExtensionNotFound, ValueError) as error:
+    except UNREADABLE as error:
         raise IdentityError("certificate has no readable subject alternative name") from error
     uris = names.get_values_for_type(x509.UniformResourceIdentifier)
     if len(uris) != 1:
@@ -104,7 +115,7 @@ def _check_use(certificate: x509.Certificate, kind: CertificateKind) -> None:
         constraints = extensions.get_extension_for_class(x509.BasicConstraints).value
         usage = extensions.get_extension_for_class(x509.KeyUsage).value
         key = certificate.public_key()
-    except (x509.ExtensionNotFound, ValueError, TypeError) as error:
+    except UNREADABLE as error:
         raise IdentityError("certificate lacks readable basic constraints, key usage or public key") from error
     has_purpose = any(isinstance(extension.value, x509.ExtendedKeyUsage) for extension in extensions)
     if constraints.ca or usage.key_cert_sign or usage.crl_sign or not usage.digital_signature:
@@ -125,7 +136,7 @@ def _trust_of(ca_pem: bytes) -> Trust:
             raise IdentityError("the pinned certificate is not one of a CA")
         names = ca.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         ca.verify_directly_issued_by(ca)
-    except (ValueError, x509.ExtensionNotFound, InvalidSignature) as error:
+    except UNREADABLE as error:
         raise IdentityError("the pinned CA certificate cannot be read or is not signed by itself") from error
     uris = names.get_values_for_type(x509.UniformResourceIdentifier)
     if len(uris) != 1 or not uris[0].startswith("spiffe://"):
