@@ -1,4 +1,4 @@
-"""Run one benchmark: `nox -s bench -- NAME [COUNT]`. Ours and the peer or the limit are measured in turn, in one run."""
+"""Run one benchmark: `nox -s bench -- NAME [COUNT]`. Ours and the peer or the limit are measured in turn in one run."""
 
 import runpy
 import sys
