@@ -69,7 +69,7 @@ def test_a_refused_candidate_is_kept_and_never_published_and_learning_goes_on(wo
     refused = world.events("gate-refused")
     assert [event["gate"] for event in refused] == ["toy"]
     assert len(world.events("published")) == 1
-    candidate = world.brain._registry.candidate(str(refused[0]["candidate"]))  # noqa: SLF001
+    candidate = world.brain._registry.candidate(str(refused[0]["candidate"]))
     assert (candidate.status, candidate.num_contributions) == ("refused", 6)
     assert len(world.events("policy-opened")) == 2
     world.judges.refuses = False
@@ -99,9 +99,9 @@ def test_an_overridden_candidate_that_fails_on_canaries_is_halted_and_rolled_bac
     world.install_everywhere(DEVICES, seconds=3)
     assert world.events("rollout-complete")[-1]["version"] == 3
     assert world.hello("d0", LEAVES[0]).newest_digest == base
-    lineage = world.brain._registry.lineage(3)  # noqa: SLF001
+    lineage = world.brain._registry.lineage(3)
     assert [(row.version, row.status) for row in lineage] == [(3, "published"), (1, "published")]
-    assert world.brain._registry.version(2).status == "rolled-back"  # noqa: SLF001
+    assert world.brain._registry.version(2).status == "rolled-back"
     world.judges.refuses = False
     _round(world)
     assert world.events("published")[-1]["version"] == 4
@@ -147,7 +147,7 @@ def test_a_batch_that_the_keeper_refuses_is_dropped_by_name(tmp_path) -> None:  
     dropped = {event["batch"] for event in world.events("batch-dropped")}
     assert not received
     assert len(dropped) == 2
-    assert world.brain._registry.batch(str(next(iter(dropped)))).status == "dropped"  # noqa: SLF001
+    assert world.brain._registry.batch(str(next(iter(dropped)))).status == "dropped"
 
 
 def test_mail_of_another_sender_is_refused(world: World) -> None:
@@ -202,20 +202,26 @@ def _assert_everything_is_accounted_for(world: World) -> None:
     assert received
     assert len(received) == len(set(received))
     assert not world.events("batch-dropped")  # nothing here is late, stale or forged
-    numbers = [int(str(event["seq"])) for name in ("published", "candidate", "batch-received") for event in world.events(name)]
+    numbers = [
+        int(str(event["seq"])) for name in ("published", "candidate", "batch-received") for event in world.events(name)
+    ]
     assert len(numbers) == len(set(numbers))
     dropped = {str(event["batch"]) for event in world.events("batch-dropped")}
     still_open = {batch for leaf in world.leaves.values() for batch in leaf.log.sizes()}
     for leaf in world.leaves.values():
         for accepted in leaf.log.accepted():
-            fates = (accepted.batch_id in received, accepted.batch_id in dropped - set(received), accepted.batch_id in still_open)
+            fates = (
+                accepted.batch_id in received,
+                accepted.batch_id in dropped - set(received),
+                accepted.batch_id in still_open,
+            )
             assert sum(fates) == 1, f"{accepted} is {fates}"
-    state = world.brain._store.state  # noqa: SLF001
+    state = world.brain._store.state
     used = [batch for batch, fate in state.finished.items() if fate == "used"]
     assert set(received) == {*used, *(batch.batch_id for batch in state.buffer), *(dropped & set(received))}
-    totals = {row.candidate_id: row.num_contributions for row in world.brain._registry.candidates()}  # noqa: SLF001
+    totals = {row.candidate_id: row.num_contributions for row in world.brain._registry.candidates()}
     by_candidate: dict[str, int] = {}
-    for row in world.brain._registry.batches():  # noqa: SLF001
+    for row in world.brain._registry.batches():
         if row.candidate_id is not None:
             by_candidate[row.candidate_id] = by_candidate.get(row.candidate_id, 0) + row.num_contributions
     assert totals == by_candidate

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import nfl_secure.tls as nfl_tls
+
 import grpc  # isort: skip
 import grpc.aio  # isort: skip
 
@@ -129,9 +130,7 @@ async def test_a_client_without_certificate_is_refused(served: Served) -> None:
 async def test_a_client_of_another_fleet_is_refused(served: Served, tmp_path: Path) -> None:
     other = FleetCA.create(tmp_path / "other", "other")
     stranger = other.admit(tmp_path / "stranger", SpiffeId(fleet=other.fleet, role=Role.DEVICE, name="d0"))
-    credentials = grpc.ssl_channel_credentials(
-        served.world.ca.ca_pem, stranger.tls_key_pem, stranger.tls_cert_pem
-    )
+    credentials = grpc.ssl_channel_credentials(served.world.ca.ca_pem, stranger.tls_key_pem, stranger.tls_cert_pem)
     async with grpc.aio.secure_channel(served.address, credentials) as channel:
         with pytest.raises(grpc.RpcError) as caught:
             await device_pb2_grpc.DeviceStub(channel).Hello(device_pb2.HelloRequest(), timeout=3)
@@ -193,9 +192,7 @@ async def test_oversize_and_forged_lengths_are_refused(served: Served) -> None:
     sealed = world.seal("d0", LEAF, base=base)
     for num_bytes in (0, MAX_CONTRIBUTION_BYTES + 1, len(sealed.frame) - 1, len(sealed.frame) + 1):
         with pytest.raises(FrameError):
-            await served.contribute(
-                "d0", sealed.frame, contribution_id=sealed.contribution_id, num_bytes=num_bytes
-            )
+            await served.contribute("d0", sealed.frame, contribution_id=sealed.contribution_id, num_bytes=num_bytes)
     assert not world.leaves[LEAF].log.sizes()
 
 
@@ -224,7 +221,7 @@ async def test_a_contribution_under_an_unknown_policy_is_refused(served: Served)
     base = (await _hello(served, world.device("d0"))).newest_digest
     sealed = world.seal("d0", LEAF, base=base)
     log = world.leaves[LEAF].log
-    log._policies.clear()  # noqa: SLF001 - as a leaf that has not heard of the round
+    log._policies.clear()
     with pytest.raises(PolicyError):
         await served.contribute("d0", sealed.frame, contribution_id=sealed.contribution_id)
 
@@ -258,7 +255,7 @@ async def test_a_full_disk_refuses_the_contribution_and_gives_no_receipt(
         raise StorageFullError("disk of the leaf is full")
 
     with monkeypatch.context() as patch:
-        patch.setattr(log._journal, "append", full)  # noqa: SLF001
+        patch.setattr(log._journal, "append", full)
         with pytest.raises(StorageFullError):
             await served.contribute("d0", sealed.frame, contribution_id=sealed.contribution_id)
     assert not log.sizes()

@@ -1,6 +1,6 @@
 """A whole fleet in one process: real services, real certificates, real masks, real TUF; a courier that misbehaves.
 
-The model is a toy of 20 values with a graph that nobody runs, so that a world is cheap; judges answer what a test wants.
+The model is a toy of 20 values with a graph that nobody runs, so a world is cheap; judges answer what a test wants.
 """
 
 from __future__ import annotations
@@ -138,9 +138,7 @@ class World:
         for site, message in mail:
             if lossy and self.rng.random() < 0.3:
                 continue
-            arrived = Message(
-                message_id=message.message_id, peer=site, kind=message.kind, payload=message.payload
-            )
+            arrived = Message(message_id=message.message_id, peer=site, kind=message.kind, payload=message.payload)
             self.mailbox(message.peer).deliver(arrived)
             num += 1
             if not (lossy and self.rng.random() < 0.3):
@@ -178,9 +176,7 @@ class World:
         log: BatchLog = self.leaves[leaf].log
         newest = log.newest_policy()
         assert newest is not None
-        policy = verify_policy(
-            newest.signed, ca_pem=self.ca.ca_pem, schema=self.schema, n_min_floor=2, at=self.clock()
-        )
+        policy = verify_policy(newest.signed, ca_pem=self.ca.ca_pem, schema=self.schema, n_min_floor=2, at=self.clock())
         gate = EgressGate(
             self.schema,
             principal=self.device(name),
@@ -203,7 +199,7 @@ class World:
 
     def counts(self, batch_id: str) -> NDArray[np.int64]:
         """Return the integer sum that the root uncovered."""
-        store = self.brain._store  # noqa: SLF001 - what the root keeps for itself
+        store = self.brain._store
         return store.get_arrays("batches", f"{batch_id}.safetensors")["counts"].astype(np.int64)
 
     def install_everywhere(self, names: Mapping[str, SiteId], *, seconds: float = 30.0) -> None:

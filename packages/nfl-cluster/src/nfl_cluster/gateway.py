@@ -121,7 +121,7 @@ class Gateway(device_pb2_grpc.DeviceServicer):
         return receipt
 
     def is_served(self) -> bool:
-        """Return whether the version being rolled out is in the cache; devices are offered nothing they cannot fetch."""
+        """Return whether the version being rolled out is in the cache: nobody is offered what cannot be fetched."""
         version = self._attendance.rollout_version
         if version and version not in self._served and any(self._manifests.glob(f"*.{version}.json")):
             self._served.add(version)

@@ -19,7 +19,11 @@ from typing import TypeVar
 
 from google.protobuf.message import DecodeError
 
+# isort: off
+import nfl_cluster.service  # noqa: F401 - first: it quietens grpc
 import nfl_secure.tls  # noqa: F401 - before grpc: it holds grpcio to TLS 1.3
+
+# isort: on
 from nfl_cluster.aggregate.batches import BatchLog, Dropped, batch_messages
 from nfl_cluster.attendance import Attendance
 from nfl_cluster.events import EventJournal

@@ -15,7 +15,11 @@ from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
+# isort: off
+import nfl_cluster.service  # noqa: F401 - first: it quietens grpc
 import nfl_secure.tls as nfl_tls  # before grpc: it holds grpcio to TLS 1.3
+
+# isort: on
 from nfl_cluster.brain import Brain
 from nfl_cluster.brain.content import Contents
 from nfl_cluster.brain.judges import Judges, SampleJudges

@@ -12,9 +12,9 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import signal
 import sys
-import traceback
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -22,6 +22,9 @@ from pathlib import Path
 
 from nfl_core.durable import make_folder
 from nfl_core.errors import ExitCode, NflError, StorageFullError
+
+# gRPC's own lines are no JSON, and every refused handshake writes some; read once, when grpc is imported.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 POLL_S = 0.05  # of a mailbox: well below what a person notices, some 20 directory listings a second
 _LOG = logging.getLogger(__name__)
@@ -174,7 +177,6 @@ def run_service(name: str, work: Callable[[], Awaitable[None]]) -> int:
         return int(error.exit_code)
     except Exception:  # noqa: BLE001 - the boundary of the process: nothing below may swallow, so this is a broken invariant
         _LOG.critical("a fault of the program ends %s", name, exc_info=True)
-        traceback.print_exc()
         return int(ExitCode.FAILED)
     return int(ExitCode.OK)
 

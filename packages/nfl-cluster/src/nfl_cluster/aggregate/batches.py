@@ -138,7 +138,7 @@ class BatchLog:
         """Return the open policy with the highest id, None when none is open.
 
         Args:
-            up_to: Newest version that devices here are offered: a round about a newer one waits until they are. None: any.
+            up_to: Newest version that devices here are offered: a round about a newer one waits. None: any.
         """
         now = self._clock()
         usable = [

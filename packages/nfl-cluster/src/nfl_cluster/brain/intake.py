@@ -151,7 +151,7 @@ class Intake:
     def _policy_for(self, batch_sum: bytes, policy_id: int) -> VerifiedPolicy:
         """Return a policy with the bases of the region that the batch's leaf serves.
 
-        Two regions may have the same content, as in the first version, so a digest alone does not say which one is meant;
+        Two regions may have the same content, as in the first version, so a digest alone does not say which is meant;
         and a leaf speaks for its own region alone.
         """
         leaf, _ = verify(batch_sum, kind="batch-sum", ca_pem=self._principal.ca_pem, role=Role.LEAF, at=self._clock())

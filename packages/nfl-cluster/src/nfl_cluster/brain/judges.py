@@ -9,7 +9,7 @@ from typing import Protocol
 
 from nfl_cluster.brain.content import Content, Tensors
 from nfl_cluster.validate.data import HELDOUT, SHADOW, Samples, read_samples
-from nfl_cluster.validate.gates import Judgement, accuracy_of, judge
+from nfl_cluster.validate.gates import GraphError, Judgement, accuracy_of, judge
 from nfl_core.config import FleetConfig
 from nfl_core.errors import NotFoundError
 from nfl_core.ids import RegionId
@@ -74,8 +74,8 @@ class SampleJudges:
         for region, mine in tensors.items():
             try:
                 result[region] = accuracy_of(graph, mine, samples)
-            except (RuntimeError, ValueError, IndexError):  # what ONNX Runtime raises
-                _LOG.warning("the graph does not run with the tensors of region %s", region)
+            except GraphError as error:
+                _LOG.warning("with the tensors of region %s: %s", region, error.message)
                 result[region] = 0.0
         return result
 

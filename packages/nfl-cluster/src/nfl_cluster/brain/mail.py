@@ -1,8 +1,8 @@
 """Posts what other sites have not heard yet: files of the repository, the rollout's state, the open policy.
 
 Ids follow from content and receiver, and what was posted is noted afterwards: a crash between the two posts the same
-message again, and its receiver drops it. Mail travels in the order of its ids: files, then the rollout, then the round that
-is about it.
+message again, and its receiver drops it. Mail travels in the order of its ids: files, then the rollout, then the
+round that is about it.
 """
 
 from __future__ import annotations

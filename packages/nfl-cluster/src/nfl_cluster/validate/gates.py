@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from nfl_cluster.validate.data import Samples
 from nfl_core.config import GatesSection
+from nfl_core.errors import LearningError
 from nfl_core.ids import RegionId
 from nfl_ota import GateResult
 
@@ -46,6 +47,13 @@ class Judgement:
         return tuple(gate for gate in self.gates if not gate.passed)
 
 
+class GraphError(LearningError):
+    """An inference graph cannot be loaded or run."""
+
+    code = "gates.graph"
+    hint = "export the graph again; the version before it still runs"
+
+
 class SharedModel:
     """A graph with shared tensors in place and private ones at zero: its logits are the generic head's.
 
@@ -54,7 +62,7 @@ class SharedModel:
         tensors: Shared tensors.
 
     Raises:
-        RuntimeError: ONNX Runtime cannot load the graph; its exceptions derive from this.
+        GraphError: ONNX Runtime cannot load the graph.
     """
 
     def __init__(self, graph: bytes, tensors: Tensors) -> None:
@@ -65,27 +73,38 @@ class SharedModel:
         self._arrays = {name: np.ascontiguousarray(array, dtype=np.float32) for name, array in tensors.items()}
         self._values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in self._arrays.values()]
         options.add_external_initializers(list(self._arrays), self._values)
-        self._session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        try:
+            self._session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # the runtime's exceptions have no common parent
+            raise GraphError(f"the graph cannot be loaded: {str(error)[:200]}") from error
 
     def logits(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return the logits, float32 [N, K], of inputs, float32 [N, C, H, W]."""
-        parts = [self._session.run(["logits"], {"x": x[at : at + BATCH]})[0] for at in range(0, len(x), BATCH)]
-        result: NDArray[np.float32] = np.concatenate(parts)
+        """Return the logits, float32 [N, K], of inputs, float32 [N, C, H, W]. Raises GraphError."""
+        result: NDArray[np.float32] = np.concatenate([self._run(x[at : at + BATCH]) for at in range(0, len(x), BATCH)])
         return result
 
+    def _run(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
+        try:
+            logits: NDArray[np.float32] = self._session.run(["logits"], {"x": x})[0]
+        except Exception as error:  # the runtime's exceptions have no common parent
+            raise GraphError(f"the graph cannot be run: {str(error)[:200]}") from error
+        if logits.ndim != 2 or len(logits) != len(x):
+            raise GraphError(f"the graph gives logits of shape {logits.shape} for {len(x)} inputs")
+        return logits
+
     def latency_ms(self, x: NDArray[np.float32], *, timer: Callable[[], float]) -> float:
-        """Return the p99 of single inferences in milliseconds."""
+        """Return the p99 of single inferences in milliseconds. Raises GraphError."""
         spans = []
         for index in range(NUM_TIMED):
             one = x[index % len(x)][None]
             started = timer()
-            self._session.run(["logits"], {"x": one})
+            self._run(one)
             spans.append(timer() - started)
         return float(np.percentile(spans[1:], 99) * 1000)
 
 
 def accuracy_of(graph: bytes, tensors: Tensors, samples: Samples) -> float:
-    """Return the fraction of samples that the generic head gets right. Raises RuntimeError like `SharedModel`."""
+    """Return the fraction of samples that the generic head gets right. Raises GraphError."""
     return float(np.mean(SharedModel(graph, tensors).logits(samples.x).argmax(axis=1) == samples.y))
 
 
@@ -119,7 +138,7 @@ def judge(
             model = SharedModel(graph, tensors)
             logits = model.logits(samples.x)
             latencies.append(model.latency_ms(samples.x, timer=timer))
-        except (RuntimeError, ValueError, IndexError):  # what ONNX Runtime raises for graphs that do not load or fit
+        except GraphError:
             gates.append(GateResult(name=f"runs-{region}"[:63], passed=False, value=0.0, limit=1.0))
             continue
         num_bad = float(np.count_nonzero(~np.isfinite(logits)))
