@@ -1,0 +1,56 @@
+"""Which processes a fleet on one machine has, and in which order they start."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from nfl_cluster.flare.launch import flare_environment, jobs_command, parent_command
+from nfl_cluster.processes import ProcessSpec
+from nfl_cluster.service import SiteFolder
+from nfl_core.config import FleetConfig
+
+
+def fleet_processes(config: FleetConfig, home: Path) -> list[ProcessSpec]:
+    """Return all processes of a fleet whose sites share this machine.
+
+    FLARE comes first, because it takes longest to get going; its clients wait for its server, which spares them a
+    round of retries. The group of a process is its site.
+    """
+    root = config.root.site
+    folders = {root: SiteFolder.of_root(home), config.keeper.site: SiteFolder.of_keeper(home)}
+    folders.update({leaf.site: SiteFolder.of_leaf(home, leaf.site) for leaf in config.leaves})
+    flare = [_flare_parent(config, home, site, folder) for site, folder in folders.items()]
+    services = [_service(config, home, site) for site in folders]
+    jobs = ProcessSpec(
+        name="flare-jobs",
+        group=root,
+        argv=tuple(jobs_command(home)),
+        env=flare_environment(root, folders[root].mailbox),
+        after=(f"{root}-flare",),
+    )
+    return [*flare, jobs, *services]
+
+
+def _flare_parent(config: FleetConfig, home: Path, site: str, folder: SiteFolder) -> ProcessSpec:
+    root = config.root.site
+    is_root = site == root
+    return ProcessSpec(
+        name=f"{site}-flare",
+        group=site,
+        argv=tuple(parent_command(home / "flare" / site, site=site, is_root=is_root)),
+        env=flare_environment(site, folder.mailbox),
+        ready_port=(config.root.host, config.root.flare_port) if is_root else None,
+    )
+
+
+def _service(config: FleetConfig, home: Path, site: str) -> ProcessSpec:
+    module = {config.root.site: "root", config.keeper.site: "keeper"}.get(site, "leaf")
+    which = ("--site", site) if module == "leaf" else ()
+    return ProcessSpec(
+        name=f"{site}-service",
+        group=site,
+        argv=(sys.executable, "-u", "-m", f"nfl_cluster.{module}", "--home", str(home), *which),
+        env={"OMP_NUM_THREADS": "1"},
+        says_ready=True,
+    )
