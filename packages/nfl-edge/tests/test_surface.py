@@ -26,7 +26,7 @@ def test_public_surface_is_pinned() -> None:
 def test_codes_of_errors_are_pinned() -> None:
     own = [one for one in vars(errors).values() if isinstance(one, type) and one.__module__ == errors.__name__]
     assert sorted(one.code for one in own) == [
-        "agent.invariant", "device.busy", "device.folder", "inference.engine", "inference.unsafe", "leaf.refused",
+        "agent.invariant", "device.busy", "device.folder", "inference.engine", "inference.unsafe",
         "receipt.forged", "samples.invalid", "trainer.failed",
     ]  # fmt: skip
     assert all(issubclass(one, NflError) and one.hint != NflError.hint for one in own)

@@ -10,7 +10,6 @@ NflError
 |                    UnsafeOutputError   inference.unsafe
 |                    TrainerError        trainer.failed
 +-- SignatureError   ReceiptError        receipt.forged
-+-- TransportError   LeafRefusedError    leaf.refused
 ```
 """
 
@@ -23,7 +22,6 @@ from nfl_core.errors import (
     MalformedError,
     NflError,
     SignatureError,
-    TransportError,
 )
 
 
@@ -83,10 +81,3 @@ class ReceiptError(SignatureError):
 
     code = "receipt.forged"
     hint = "the contribution stays in the outbox and is sent again; find out who answers at the leaf's address"
-
-
-class LeafRefusedError(TransportError):
-    """The leaf answered, and will never accept this request."""
-
-    code = "leaf.refused"
-    hint = "read the leaf's log for the reason; the device drops the request and goes on"

@@ -42,7 +42,7 @@ from nfl_core.wire import device_pb2
 from nfl_edge import agent, words
 from nfl_edge.agent import AgentSettings
 from nfl_edge.contribute import Contributor, EgressTap
-from nfl_edge.errors import AgentInvariantError, LeafRefusedError, ReceiptError, UnsafeOutputError
+from nfl_edge.errors import AgentInvariantError, ReceiptError, UnsafeOutputError
 from nfl_edge.folder import DeviceFolder
 from nfl_edge.learn import Learner
 from nfl_edge.link import Link
@@ -474,6 +474,4 @@ class AgentRuntime:
 
 def _is_final(error: NflError) -> bool:
     """Say whether sending the same bytes again can never help."""
-    if isinstance(error, TransportError | DurableError | NotFoundError):
-        return isinstance(error, LeafRefusedError)
-    return True
+    return not isinstance(error, TransportError | DurableError | NotFoundError)
