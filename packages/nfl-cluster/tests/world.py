@@ -6,6 +6,7 @@ The model is a toy of 20 values with a graph that nobody runs, so a world is che
 from __future__ import annotations
 
 import random
+import zlib
 from collections.abc import Mapping
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -185,7 +186,7 @@ class World:
             clock=self.clock,
             tap=self._witness,
         )
-        rng = np.random.default_rng(abs(hash((name, newest.policy_id))) % 2**32)
+        rng = np.random.default_rng(zlib.crc32(f"{name}|{newest.policy_id}".encode()))
         moved = {t.name: (rng.standard_normal(t.shape) * scale).astype(np.float32) for t in self.schema.shared}
         return gate.seal(moved, base=base, weight=1, leaf=leaf)  # type: ignore[arg-type]
 
