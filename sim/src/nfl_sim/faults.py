@@ -50,14 +50,22 @@ class SignFlipLearner:
     async def micro_update(self, request: MicroUpdateRequest) -> Learnt:
         """Run one micro-update; turn its displacement around while attacking."""
         folder = Path(request.task.checkpoints)
-        learnt = await self._inner.micro_update(request.model_copy(update={"checkpoint": self._true_name(folder, request.checkpoint)}))
+        learnt = await self._inner.micro_update(
+            request.model_copy(update={"checkpoint": self._true_name(folder, request.checkpoint)})
+        )
         if not self._attacks(folder):
             return learnt
         honest = load_checkpoint(folder / f"{learnt.checkpoint}.safetensors", learnt.checkpoint)
-        flipped = {name: accepted - np.float32(SATURATION) * np.sign(honest.tensors[name] - accepted) for name, accepted in honest.accepted.items()}
+        flipped = {
+            name: accepted - np.float32(SATURATION) * np.sign(honest.tensors[name] - accepted)
+            for name, accepted in honest.accepted.items()
+        }
         poisoned = Checkpoint(
-            tensors={**honest.tensors, **flipped}, accepted=honest.accepted, learner=honest.learner,
-            learner_text=honest.learner_text, meta=honest.meta,
+            tensors={**honest.tensors, **flipped},
+            accepted=honest.accepted,
+            learner=honest.learner,
+            learner_text=honest.learner_text,
+            meta=honest.meta,
         )
         name = write_checkpoint(folder, poisoned)
         self._honest[name] = honest
@@ -66,12 +74,16 @@ class SignFlipLearner:
     async def merge(self, request: MergeRequest) -> MergeResult:
         """Try a merge, from what was honestly learned."""
         folder = Path(request.task.checkpoints)
-        return await self._inner.merge(request.model_copy(update={"checkpoint": self._true_name(folder, request.checkpoint)}))
+        return await self._inner.merge(
+            request.model_copy(update={"checkpoint": self._true_name(folder, request.checkpoint)})
+        )
 
     async def evaluate(self, request: EvaluateRequest) -> Evaluated:
         """Score what was honestly learned."""
         folder = Path(request.task.checkpoints)
-        return await self._inner.evaluate(request.model_copy(update={"checkpoint": self._true_name(folder, request.checkpoint)}))
+        return await self._inner.evaluate(
+            request.model_copy(update={"checkpoint": self._true_name(folder, request.checkpoint)})
+        )
 
     def _true_name(self, folder: Path, name: str) -> str:
         honest = self._honest.get(name)

@@ -84,7 +84,9 @@ def load_images(cache: Path, *, say: Callable[[str], None] = _LOG.info) -> DataS
             for file in FILES:
                 write_file(cache / file, (source / file).read_bytes())
         x_NCHW = np.concatenate([parts[0], parts[2]]).reshape(-1, 1, 28, 28)
-        return DataSet(name="fashion-mnist", source=name, x_NCHW=x_NCHW, y_N=np.concatenate([parts[1], parts[3]]).astype(np.int64))
+        return DataSet(
+            name="fashion-mnist", source=name, x_NCHW=x_NCHW, y_N=np.concatenate([parts[1], parts[3]]).astype(np.int64)
+        )
     say("Fashion-MNIST is out of reach here; going on with scikit-learn's digits, figures will differ")
     return _digits()
 
@@ -98,7 +100,10 @@ def _sources(cache: Path, say: Callable[[str], None]) -> Iterator[tuple[str, Pat
     if INSTALLED.is_dir():
         yield f"installed package {PACKAGE}", INSTALLED
     fetching = cache.with_name(cache.name + ".fetching")
-    for name, fetch in ((f"Debian package {PACKAGE}", _fetch_package), ("the data set's public address", _fetch_public)):
+    for name, fetch in (
+        (f"Debian package {PACKAGE}", _fetch_package),
+        ("the data set's public address", _fetch_public),
+    ):
         shutil.rmtree(fetching, ignore_errors=True)
         make_folder(fetching)
         try:

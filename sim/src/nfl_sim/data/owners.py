@@ -69,7 +69,9 @@ def share_out(
     wanted = round(num_owners * images_per_owner / (1 - TEST_FRACTION))
     total = len(data.y_N)
     if num_owners < 1 or concentration <= 0 or images_per_owner < 1:
-        raise ConfigError(f"{num_owners} owners, concentration {concentration}, {images_per_owner} images; expected all above 0")
+        raise ConfigError(
+            f"{num_owners} owners, concentration {concentration}, {images_per_owner} images; expected all above 0"
+        )
     scale = min(1.0, total / (wanted + num_heldout + num_shadow))  # a small data set gives everybody less
     wanted, num_heldout, num_shadow = (int(number * scale) for number in (wanted, num_heldout, num_shadow))
     rows = generator.permutation(total)
@@ -80,13 +82,19 @@ def share_out(
         if min(map(len, parts)) >= min(MIN_IMAGES, len(pool) // num_owners // 2):
             owners = tuple(_split(part, generator) for part in parts)
             return Shares(owners=owners, heldout=heldout, shadow=shadow)
-    raise ConfigError(f"no draw of {MAX_DRAWS} gave {num_owners} owners enough of {len(pool)} images; use fewer owners or a larger concentration")
+    raise ConfigError(
+        f"no draw of {MAX_DRAWS} gave {num_owners} owners enough of {len(pool)} images; use fewer owners or a larger concentration"
+    )
 
 
 def write_owner(path: Path, data: DataSet, owner: OwnerData) -> None:
     """Write an owner's samples file (`train`, `holdout`, `test`; x uint8 [N,1,28,28], y int64 [N]). Raises DurableError."""
     splits = {"train": owner.train, "holdout": owner.holdout, "test": owner.test}
-    arrays = {f"{name}.{axis}": values[rows] for name, rows in splits.items() for axis, values in (("x", data.x_NCHW), ("y", data.y_N))}
+    arrays = {
+        f"{name}.{axis}": values[rows]
+        for name, rows in splits.items()
+        for axis, values in (("x", data.x_NCHW), ("y", data.y_N))
+    }
     _write(path, arrays)
 
 
@@ -101,7 +109,11 @@ def _write(path: Path, arrays: dict[str, NDArray[np.generic]]) -> None:
 
 
 def _dirichlet(
-    pool: NDArray[np.int64], y_N: NDArray[np.int64], num_owners: int, concentration: float, generator: np.random.Generator
+    pool: NDArray[np.int64],
+    y_N: NDArray[np.int64],
+    num_owners: int,
+    concentration: float,
+    generator: np.random.Generator,
 ) -> list[NDArray[np.int64]]:
     owned: list[list[NDArray[np.int64]]] = [[] for _ in range(num_owners)]
     for label in range(NUM_CLASSES):
@@ -119,4 +131,6 @@ def _split(rows: NDArray[np.int64], generator: np.random.Generator) -> OwnerData
     rows = generator.permutation(rows)
     num_test = round(TEST_FRACTION * len(rows))
     num_holdout = max(1, round(HOLDOUT_FRACTION * (len(rows) - num_test)))
-    return OwnerData(test=rows[:num_test], holdout=rows[num_test : num_test + num_holdout], train=rows[num_test + num_holdout :])
+    return OwnerData(
+        test=rows[:num_test], holdout=rows[num_test : num_test + num_holdout], train=rows[num_test + num_holdout :]
+    )

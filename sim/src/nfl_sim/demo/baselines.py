@@ -43,18 +43,30 @@ def run(home: Path, *, num_rounds: int, out: Path, seed: int) -> None:
         owners.append(Owner(region="all", train=_samples(samples.train), test=_samples(samples.test)))
 
     def make() -> NestedModel:
-        return create_model(config.model.name, num_classes=config.model.num_classes, input_shape=config.model.input_shape, seed=seed)
+        return create_model(
+            config.model.name, num_classes=config.model.num_classes, input_shape=config.model.input_shape, seed=seed
+        )
 
     settings = LearningSettings.of(config.learning)
     local, shared = (
-        Cohort(make, spec=spec, settings=settings, owners=owners, seed=seed, objective=plain_loss) for spec in (local_only(), shared_only())
+        Cohort(make, spec=spec, settings=settings, owners=owners, seed=seed, objective=plain_loss)
+        for spec in (local_only(), shared_only())
     )
     with out.open("a", encoding="ascii") as file:
         for number in range(1, num_rounds + 1):
             alone, together = local.run_round(), shared.run_round()
-            file.write(json.dumps({"round": number, "local": alone.after_local, "shared": together.after_average, "steps": alone.num_steps}) + "\n")
+            file.write(
+                json.dumps(
+                    {
+                        "round": number,
+                        "local": alone.after_local,
+                        "shared": together.after_average,
+                        "steps": alone.num_steps,
+                    }
+                )
+                + "\n"
+            )
             file.flush()
-
 
 
 def main() -> None:

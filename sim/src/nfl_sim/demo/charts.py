@@ -59,21 +59,29 @@ def line_chart(series: Sequence[Series], *, x_label: str, y_label: str, title: s
 
     def place(x: float, y: float) -> tuple[float, float]:
         across = (x - x_low) / ((x_high - x_low) or 1)
-        return _LEFT + across * (WIDTH - _LEFT - _RIGHT), _TOP + (y_high - y) / (y_high - y_low) * (HEIGHT - _TOP - _BOTTOM)
+        return _LEFT + across * (WIDTH - _LEFT - _RIGHT), _TOP + (y_high - y) / (y_high - y_low) * (
+            HEIGHT - _TOP - _BOTTOM
+        )
 
     parts = [_grid(place, x_low=x_low, x_high=x_high, y_low=y_low)]
     label_ys: list[float] = []
     for line in sorted(series, key=lambda line: -line.points[-1][1] if line.points else 0):
         if not line.points:
             continue
-        path = " ".join(f"{'M' if i == 0 else 'L'}{x:.1f} {y:.1f}" for i, (x, y) in enumerate(place(*p) for p in line.points))
+        path = " ".join(
+            f"{'M' if i == 0 else 'L'}{x:.1f} {y:.1f}" for i, (x, y) in enumerate(place(*p) for p in line.points)
+        )
         parts.append(f'<path class="line {line.css}{" dashed" if line.dashed else ""}" d="{path}"/>')
         x_end, y_end = place(*line.points[-1])
         y_text = max([y_end + 4, *(y + 14 for y in label_ys)]) if label_ys else y_end + 4
         label_ys.append(y_text)
         parts.append(f'<circle class="dot {line.css}" cx="{x_end:.1f}" cy="{y_end:.1f}" r="3"/>')
-        parts.append(f'<text class="fill {line.css}" x="{x_end + 8:.1f}" y="{y_text:.1f}">{escape(line.label)} {line.points[-1][1]:.1f}</text>')
-    parts.append(f'<text class="axis" x="{(WIDTH - _RIGHT + _LEFT) / 2}" y="{HEIGHT - 4}" text-anchor="middle">{escape(x_label)}</text>')
+        parts.append(
+            f'<text class="fill {line.css}" x="{x_end + 8:.1f}" y="{y_text:.1f}">{escape(line.label)} {line.points[-1][1]:.1f}</text>'
+        )
+    parts.append(
+        f'<text class="axis" x="{(WIDTH - _RIGHT + _LEFT) / 2}" y="{HEIGHT - 4}" text-anchor="middle">{escape(x_label)}</text>'
+    )
     parts.append(f'<text class="axis" x="4" y="10">{escape(y_label)}</text>')
     return _svg(parts, height=HEIGHT, title=title)
 
@@ -89,7 +97,9 @@ def timeline(marks: Sequence[Mark], *, end_s: float, rows: Sequence[str], title:
     parts = []
     for row, name in enumerate(rows):
         y = top + row * row_height + row_height / 2
-        parts.append(f'<line class="grid" x1="92" y1="{y}" x2="{WIDTH - 16}" y2="{y}"/><text class="axis" x="4" y="{y + 4}">{escape(name)}</text>')
+        parts.append(
+            f'<line class="grid" x1="92" y1="{y}" x2="{WIDTH - 16}" y2="{y}"/><text class="axis" x="4" y="{y + 4}">{escape(name)}</text>'
+        )
     last_x = [-1e9] * len(rows)
     flip = [False] * len(rows)
     for mark in sorted(marks, key=lambda mark: mark.at_s):
@@ -97,12 +107,20 @@ def timeline(marks: Sequence[Mark], *, end_s: float, rows: Sequence[str], title:
         flip[mark.row] = not flip[mark.row] if x - last_x[mark.row] < 8 * len(mark.label) + 10 else False
         last_x[mark.row] = x
         if mark.until_s is not None:
-            parts.append(f'<rect class="fill {mark.css}" opacity=".35" x="{x:.1f}" y="{y - 7}" width="{max(3.0, across(mark.until_s) - x):.1f}" height="14" rx="3"/>')
-        parts.append(f'<circle class="dot {mark.css}" cx="{x:.1f}" cy="{y}" r="5"><title>{escape(mark.label)} at {mark.at_s:.1f} s</title></circle>')
+            parts.append(
+                f'<rect class="fill {mark.css}" opacity=".35" x="{x:.1f}" y="{y - 7}" width="{max(3.0, across(mark.until_s) - x):.1f}" height="14" rx="3"/>'
+            )
+        parts.append(
+            f'<circle class="dot {mark.css}" cx="{x:.1f}" cy="{y}" r="5"><title>{escape(mark.label)} at {mark.at_s:.1f} s</title></circle>'
+        )
         anchor = "end" if x > WIDTH - 60 else "middle"
-        parts.append(f'<text class="fill small {mark.css}" x="{x:.1f}" y="{y + (20 if flip[mark.row] else -10)}" text-anchor="{anchor}">{escape(mark.label)}</text>')
+        parts.append(
+            f'<text class="fill small {mark.css}" x="{x:.1f}" y="{y + (20 if flip[mark.row] else -10)}" text-anchor="{anchor}">{escape(mark.label)}</text>'
+        )
     for second in range(0, int(end_s) + 1, 10):
-        parts.append(f'<text class="axis" x="{across(second):.1f}" y="{height - 8}" text-anchor="middle">{second} s</text>')
+        parts.append(
+            f'<text class="axis" x="{across(second):.1f}" y="{height - 8}" text-anchor="middle">{second} s</text>'
+        )
     return _svg(parts, height=height, title=title)
 
 
@@ -124,7 +142,9 @@ def _grid(place: object, *, x_low: float, x_high: float, y_low: int) -> str:
     lines = []
     for y in range(y_low, 101, 10):
         (left, at), (right, _) = place(x_low, y), place(x_high, y)
-        lines.append(f'<line class="grid" x1="{left:.1f}" y1="{at:.1f}" x2="{right:.1f}" y2="{at:.1f}"/><text class="axis" x="{_LEFT - 6}" y="{at + 4:.1f}" text-anchor="end">{y}</text>')
+        lines.append(
+            f'<line class="grid" x1="{left:.1f}" y1="{at:.1f}" x2="{right:.1f}" y2="{at:.1f}"/><text class="axis" x="{_LEFT - 6}" y="{at + 4:.1f}" text-anchor="end">{y}</text>'
+        )
     for x in range(int(x_low), int(x_high) + 1):
         at, bottom = place(x, y_low)
         lines.append(f'<text class="axis" x="{at:.1f}" y="{bottom + 16:.1f}" text-anchor="middle">{x}</text>')

@@ -17,33 +17,12 @@ import signal
 import sys
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from nfl_core.durable import make_folder
-from nfl_core.ids import ContributionId
-from nfl_core.tensors import write_tensors
 from nfl_edge.host import Host, Wiring
 from nfl_edge.learn import TrainerProcess
 from nfl_edge.runtime import World
+from nfl_sim.demo.witness import PrivateValues, PutIn, device_of
 from nfl_sim.faults import SignFlipLearner
-
-WITNESSED = "put-in"
-
-
-class Witness:
-    """Writes down what goes into each mask: `FOLDER/put-in/CONTRIBUTION.safetensors`, int64 [P + 1], the weight last."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder / WITNESSED
-        make_folder(self._folder)
-
-    def __call__(self, contribution_id: ContributionId, *, counts_P: NDArray[np.int64], weight: int) -> None:
-        """Record one contribution."""
-        values = np.append(counts_P, np.int64(weight)).astype(np.int64)
-        part = self._folder / f"{contribution_id}.part"
-        part.write_bytes(write_tensors({"values": values}))
-        part.replace(self._folder / f"{contribution_id}.safetensors")
 
 
 class Control:
@@ -58,14 +37,15 @@ class Control:
             names = self._file.read_text(encoding="ascii").split()
         except FileNotFoundError:
             return False
-        return any(name in checkpoints.parts for name in names)
+        return device_of(checkpoints) in names
 
 
 async def run(folders: list[Path], *, taps: Path, control: Path) -> None:
     """Run devices until SIGTERM."""
     trainer = TrainerProcess()
-    wiring = Wiring(world=World(egress_tap=Witness(taps)), tap_folder=taps)
-    host = Host(folders, learner=SignFlipLearner(trainer, attacks=Control(control).attacks), wiring=wiring)
+    wiring = Wiring(world=World(egress_tap=PutIn(taps)), tap_folder=taps)
+    learner = PrivateValues(SignFlipLearner(trainer, attacks=Control(control).attacks), folder=taps)
+    host = Host(folders, learner=learner, wiring=wiring)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, host.stop)

@@ -29,26 +29,48 @@ td.num,th.num{text-align:right;font-variant-numeric:tabular-nums}
 def render(report: Report) -> str:
     """Return the whole page."""
     learners = report.accuracy
-    saved = report.bytes_fp32 / report.bytes_up_per_device_per_version if report.bytes_up_per_device_per_version else 0.0
+    saved = (
+        report.bytes_fp32 / report.bytes_up_per_device_per_version if report.bytes_up_per_device_per_version else 0.0
+    )
     tiles = (
         (f"{100 * learners.nested.mean:.1f} %", "accuracy of the mean device, nested"),
         (f"{report.versions.published}", "versions published through gates and waves"),
         (f"{report.versions.refused} / {report.versions.rolled_back}", "candidates refused / versions rolled back"),
         (f"{saved:.1f} x", "fewer bytes up than fp32, everything counted"),
     )
-    return "\n".join((
-        '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">',
-        f"<title>NFL demo: {report.devices} devices</title><style>{_STYLE}</style></head><body><main>",
-        "<h1>A fleet that learns, and keeps its secrets</h1>",
-        f"<p>{report.devices} devices, {escape(report.data)}, {report.seconds:.0f} seconds on one machine, peak memory {report.peak_rss_mb / 1000:.2f} GB, seed {report.seed}.</p>",
-        '<div class="tiles">' + "".join(f'<div class="tile"><b>{value}</b><span>{escape(label)}</span></div>' for value, label in tiles) + "</div>",
-        _card("Accuracy on each owner's own test images", "After each micro-update of everybody. Solid: the mean device. Dashed: the worst one.", _accuracy(report)),
-        _card("What happened to versions", "Gates refuse, waves widen, devices fall back by themselves, the root rolls back; a killed leaf comes back.", _moments(report)),
-        _card("Bytes up, a device and version", "Sealed: masked, signed, with headers, reports and polls.", _bytes(report)),
-        _card("Figures", "", _figures(report)),
-        _card("Shown beyond doubt", "A double of keeper and leaf together opened what neither can open alone; then everything sent was searched.", _proof(report)),
-        "</main></body></html>",
-    ))
+    return "\n".join(
+        (
+            '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">',
+            f"<title>NFL demo: {report.devices} devices</title><style>{_STYLE}</style></head><body><main>",
+            "<h1>A fleet that learns, and keeps its secrets</h1>",
+            f"<p>{report.devices} devices, {escape(report.data)}, {report.seconds:.0f} seconds on one machine, peak memory {report.peak_rss_mb / 1000:.2f} GB, seed {report.seed}.</p>",
+            '<div class="tiles">'
+            + "".join(f'<div class="tile"><b>{value}</b><span>{escape(label)}</span></div>' for value, label in tiles)
+            + "</div>",
+            _card(
+                "Accuracy on each owner's own test images",
+                "After each micro-update of everybody. Solid: the mean device. Dashed: the worst one.",
+                _accuracy(report),
+            ),
+            _card(
+                "What happened to versions",
+                "Gates refuse, waves widen, devices fall back by themselves, the root rolls back; a killed leaf comes back.",
+                _moments(report),
+            ),
+            _card(
+                "Bytes up, a device and version",
+                "Sealed: masked, signed, with headers, reports and polls.",
+                _bytes(report),
+            ),
+            _card("Figures", "", _figures(report)),
+            _card(
+                "Shown beyond doubt",
+                "A double of keeper and leaf together opened what neither can open alone; then everything sent was searched.",
+                _proof(report),
+            ),
+            "</main></body></html>",
+        )
+    )
 
 
 def _card(title: str, text: str, body: str) -> str:
@@ -60,18 +82,26 @@ def _accuracy(report: Report) -> str:
         numbers = [round_.number for round_ in report.rounds]
         mean = [(number, 100 * sum(row) / len(row)) for number, row in zip(numbers, values, strict=True) if row]
         worst = [(number, 100 * min(row)) for number, row in zip(numbers, values, strict=True) if row]
-        return [Series(label=name, css=css, points=mean), Series(label=f"{name}, worst", css=css, points=worst, dashed=True)]
+        return [
+            Series(label=name, css=css, points=mean),
+            Series(label=f"{name}, worst", css=css, points=worst, dashed=True),
+        ]
 
     series = [
         *lines("nested", "c-nested", [round_.nested for round_ in report.rounds]),
         *lines("local", "c-local", [round_.local for round_ in report.rounds]),
         *lines("shared", "c-shared", [round_.shared for round_ in report.rounds]),
     ]
-    return line_chart(series, x_label="micro-updates a device", y_label="accuracy, %", title="Accuracy over micro-updates")
+    return line_chart(
+        series, x_label="micro-updates a device", y_label="accuracy, %", title="Accuracy over micro-updates"
+    )
 
 
 def _moments(report: Report) -> str:
-    marks = [Mark(at_s=moment.at_s, label=moment.label, css=moment.css, row=moment.row, until_s=moment.until_s) for moment in report.moments]
+    marks = [
+        Mark(at_s=moment.at_s, label=moment.label, css=moment.css, row=moment.row, until_s=moment.until_s)
+        for moment in report.moments
+    ]
     return timeline(marks, end_s=report.seconds, rows=ROWS, title="Versions over time")
 
 
@@ -85,9 +115,14 @@ def _bytes(report: Report) -> str:
 
 
 def _figures(report: Report) -> str:
-    learners = (("nested", report.accuracy.nested), ("local only", report.accuracy.local), ("shared only", report.accuracy.shared))
+    learners = (
+        ("nested", report.accuracy.nested),
+        ("local only", report.accuracy.local),
+        ("shared only", report.accuracy.shared),
+    )
     rows = "".join(
-        f'<tr><td>{name}</td><td class="num">{100 * learner.mean:.1f} %</td><td class="num">{100 * learner.worst:.1f} %</td></tr>' for name, learner in learners
+        f'<tr><td>{name}</td><td class="num">{100 * learner.mean:.1f} %</td><td class="num">{100 * learner.worst:.1f} %</td></tr>'
+        for name, learner in learners
     )
     return f'<table><tr><th>learner</th><th class="num">mean device</th><th class="num">worst device</th></tr>{rows}</table>'
 
@@ -97,9 +132,16 @@ def _proof(report: Report) -> str:
     rows = (
         ("batches whose integer sum is exactly what the devices put in", f"{proof.batches_exact} of {proof.batches}"),
         ("contributions in them", f"{proof.contributions}"),
-        ("receipts without a batch that counted or was dropped by name", f"{proof.receipts_unaccounted} of {proof.receipts}"),
+        (
+            "receipts without a batch that counted or was dropped by name",
+            f"{proof.receipts_unaccounted} of {proof.receipts}",
+        ),
         ("messages and bytes searched", f"{proof.sent_messages:,} and {proof.sent_bytes:,}"),
         ("private values and pixel rows searched for", f"{proof.private_values:,} and {proof.pixel_rows:,}"),
         ("found (and found in the control with a planted leak)", f"{proof.found} ({proof.control_found})"),
     )
-    return "<table>" + "".join(f'<tr><td>{escape(name)}</td><td class="num">{value}</td></tr>' for name, value in rows) + "</table>"
+    return (
+        "<table>"
+        + "".join(f'<tr><td>{escape(name)}</td><td class="num">{value}</td></tr>' for name, value in rows)
+        + "</table>"
+    )

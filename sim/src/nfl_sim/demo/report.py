@@ -68,34 +68,45 @@ class Proof(_Part):
     Attributes:
         batches: Batches whose sum the root opened.
         batches_exact: Those whose sum equals, as integers, the sum of what the devices put in.
-        contributions: Contributions in them; each stands in one batch.
+        contributions: Contributions in them.
+        contributions_twice: Contributions that stand in more than one of them; must be 0.
         sent_messages: Messages of all devices that were searched.
         sent_bytes: Their bytes.
         private_values: Private-level values that were searched for.
         pixel_rows: Rows of pixels that were searched for.
         found: Hits; must be 0.
-        control_found: Hits in a message into which both were planted; must not be 0.
-        receipts: Receipts that devices hold; every one's contribution is in one opened or one named, dropped batch.
-        receipts_unaccounted: Receipts without such a batch; must be 0.
+        control_found: Leaks that were found after they had been planted; must be all of `control_planted`.
+        control_planted: Leaks that were planted, one of each form.
+        receipts: Receipts that devices hold.
+        receipts_counted: Of contributions in a batch that went into a candidate or will.
+        receipts_dropped: Of contributions in a batch that was dropped, by name and with the reason.
+        receipts_waiting: Of contributions in a batch that is on its way.
+        receipts_unaccounted: All others; must be 0.
     """
 
     batches: int
     batches_exact: int
     contributions: int
+    contributions_twice: int
     sent_messages: int
     sent_bytes: int
     private_values: int
     pixel_rows: int
     found: int
     control_found: int
+    control_planted: int
     receipts: int
+    receipts_counted: int
+    receipts_dropped: int
+    receipts_waiting: int
     receipts_unaccounted: int
 
     @property
     def holds(self) -> bool:
         """Say whether everything was shown."""
-        exact = self.batches > 0 and self.batches_exact == self.batches
-        return exact and self.found == 0 and self.control_found > 0 and self.receipts_unaccounted == 0
+        exact = self.batches > 0 and self.batches_exact == self.batches and self.contributions_twice == 0
+        controlled = self.control_planted > 0 and self.control_found == self.control_planted
+        return exact and controlled and self.found == 0 and self.receipts > 0 and self.receipts_unaccounted == 0
 
 
 class Report(_Part):
@@ -137,8 +148,15 @@ def table_of(report: Report) -> Table:
     sent, whole = report.bytes_up_per_device_per_version / 1000, report.bytes_fp32 / 1000
     table.add_row("kB up a device and version", f"{sent:.1f}", "0", f"{whole:.1f} (fp32)", end_section=True)
     versions, proof = report.versions, report.proof
-    table.add_row("versions", f"{versions.published} published", f"{versions.refused} refused", f"{versions.rolled_back} rolled back")
-    table.add_row("sums exact", f"{proof.batches_exact} of {proof.batches} batches", f"{proof.contributions} contributions", "")
+    table.add_row(
+        "versions",
+        f"{versions.published} published",
+        f"{versions.refused} refused",
+        f"{versions.rolled_back} rolled back",
+    )
+    table.add_row(
+        "sums exact", f"{proof.batches_exact} of {proof.batches} batches", f"{proof.contributions} contributions", ""
+    )
     table.add_row("private values or pixels sent", str(proof.found), f"{proof.sent_messages} messages", "searched")
     table.add_row("memory of all processes", f"{report.peak_rss_mb / 1000:.2f} GB", "", "")
     return table

@@ -18,8 +18,16 @@ from nfl_sim.demo.watch import DeviceView, FleetView
 
 # A letter beside each colour: nothing is told by colour alone.
 _LOOKS = {
-    "starting": ("s", "dim"), "waiting": ("-", "green"), "fetching": ("f", "cyan"), "probation": ("p", "yellow"), "refused": ("x", "red"),
-    "learned": ("l", "blue"), "sending": ("u", "magenta"), "fell back": ("B", "bold red"), "fault": ("!", "bold red"), "leaf away": ("?", "yellow"),
+    "starting": ("s", "dim"),
+    "waiting": ("-", "green"),
+    "fetching": ("f", "cyan"),
+    "probation": ("p", "yellow"),
+    "refused": ("x", "red"),
+    "learned": ("l", "blue"),
+    "sending": ("u", "magenta"),
+    "fell back": ("B", "bold red"),
+    "fault": ("!", "bold red"),
+    "leaf away": ("?", "yellow"),
 }
 _LEGEND = "s starting  - at rest  f fetching  p probation  l learned  u sending  B fell back  ? leaf away  x merge refused  ! fault"
 LINES = 12
@@ -37,14 +45,18 @@ class Screen:
         self._console, self._clock, self._started = console, clock, clock()
         self._lines: deque[Text] = deque(maxlen=LINES)
         self._view = FleetView()
-        self._live = Live(console=console, refresh_per_second=4, get_renderable=self._render) if console.is_terminal else None
+        self._live = (
+            Live(console=console, refresh_per_second=4, get_renderable=self._render) if console.is_terminal else None
+        )
 
     def __enter__(self) -> Self:
         if self._live is not None:
             self._live.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._live is not None:
             self._live.stop()
 
@@ -61,7 +73,12 @@ class Screen:
 
     def _render(self) -> RenderableType:
         return Group(
-            Panel(_fleet(self._view), title=f"fleet after {self._clock() - self._started:.0f} s", subtitle=_LEGEND, border_style="dim"),
+            Panel(
+                _fleet(self._view),
+                title=f"fleet after {self._clock() - self._started:.0f} s",
+                subtitle=_LEGEND,
+                border_style="dim",
+            ),
             Panel(Group(*self._lines), title="what happens", border_style="dim"),
         )
 
@@ -79,7 +96,10 @@ def _fleet(view: FleetView) -> RenderableType:
         table.add_row("accuracy on own test images", f"mean {mean:.1f} %   worst {worst:.1f} %")
     versions = f"published {len(view.published)}   refused {len(view.refused)}   rolled back {len(view.rolled_back)}   batches bounded {len(view.bounded)}"
     table.add_row("versions", versions)
-    table.add_row("micro-updates, receipts", f"{sum(d.num_updates for d in view.devices.values())}, {sum(d.num_receipts for d in view.devices.values())}")
+    table.add_row(
+        "micro-updates, receipts",
+        f"{sum(d.num_updates for d in view.devices.values())}, {sum(d.num_receipts for d in view.devices.values())}",
+    )
     return table
 
 

@@ -1,9 +1,9 @@
 """Read what happens from the journals that root and devices keep anyway; nothing is told to the demo alone.
 
-    watch = Watch(home)
-    for event in watch.poll():
-        ...
-    watch.state.published, watch.state.devices["robot-03"].accuracy
+watch = Watch(home)
+for event in watch.poll():
+    ...
+watch.state.published, watch.state.devices["robot-03"].accuracy
 """
 
 from __future__ import annotations
@@ -61,10 +61,11 @@ class FleetView:
     """What is known of the fleet.
 
     Attributes:
-        published: Numbers of versions that were published, the first one included, roll backs not.
+        published: Numbers of versions that were published, the first one included, restored ones not.
         refused: Candidates that a gate refused: (candidate, gate, why).
         rolled_back: Versions that were taken back.
-        restoring: Versions that restored an older one.
+        restoring: Versions that restore an older one, in the order of `rolled_back`.
+        overridden: Versions that an operator let through.
         complete: Versions whose rollout ended well.
         bounded: Batches that the robust rule pushed down.
     """
@@ -84,9 +85,20 @@ class FleetView:
 
 
 _MOODS = {
-    "booted": "starting", "linked": "waiting", "fetched": "fetching", "initialised": "waiting", "merged": "probation", "merge-refused": "refused",
-    "micro-update": "learned", "contributed": "sending", "receipt": "waiting", "probation-passed": "waiting", "installed": "waiting",
-    "fell-back": "fell back", "agent-restarted": "fault", "leaf-away": "leaf away",
+    "booted": "starting",
+    "linked": "waiting",
+    "fetched": "fetching",
+    "initialised": "waiting",
+    "merged": "probation",
+    "merge-refused": "refused",
+    "micro-update": "learned",
+    "contributed": "sending",
+    "receipt": "waiting",
+    "probation-passed": "waiting",
+    "installed": "waiting",
+    "fell-back": "fell back",
+    "agent-restarted": "fault",
+    "leaf-away": "leaf away",
 }
 
 
@@ -137,16 +149,14 @@ def _parse(who: str, line: bytes) -> Event:
 def _apply_root(state: FleetView, event: Event) -> None:
     version = int(event.number("version"))
     if event.name == "published":
-        if event.figures.get("restores"):
-            state.restoring.append(version)
-        else:
-            state.published.append(version)
+        state.published.append(version)
         if event.figures.get("override"):
             state.overridden.append(version)
     elif event.name == "gate-refused":
         state.refused.append((event.text("candidate"), event.text("gate"), event.text("why")))
     elif event.name == "rolled-back":
         state.rolled_back.append(version)
+        state.restoring.append(int(event.number("new_version")))
     elif event.name == "rollout-complete":
         state.complete.append(version)
     elif event.name == "batch-bounded":
