@@ -59,8 +59,8 @@ class DataSet:
 
     name: str
     source: str
-    x_NCHW: NDArray[np.uint8]  # noqa: N815  shape suffix
-    y_N: NDArray[np.int64]  # noqa: N815  shape suffix
+    x_NCHW: NDArray[np.uint8]
+    y_N: NDArray[np.int64]
 
 
 def load_images(cache: Path, *, say: Callable[[str], None] = _LOG.info) -> DataSet:
@@ -118,21 +118,24 @@ def _sources(cache: Path, say: Callable[[str], None]) -> Iterator[tuple[str, Pat
 def _fetch_package(folder: Path) -> Path:
     if not (shutil.which("apt-get") and shutil.which("dpkg-deb")):
         raise ContentError("apt is not on this machine")
-    run = {"cwd": folder, "check": True, "capture_output": True, "timeout": APT_S}
     try:
-        subprocess.run(["apt-get", "download", "-qq", PACKAGE], **run)  # type: ignore[call-overload]  # one set of options twice
+        _run(folder, "apt-get", "download", "-qq", PACKAGE)
     except subprocess.CalledProcessError:
         # No package lists on this machine: read them into a folder of our own, which needs no root.
         state = ["-o", f"Dir::State={folder}/state", "-o", f"Dir::Cache={folder}/cache", "-o", "APT::Sandbox::User="]
         for place in ("state/lists/partial", "cache/archives/partial"):
             (folder / place).mkdir(parents=True)
-        subprocess.run(["apt-get", *state, "update", "-qq"], **run)  # type: ignore[call-overload]  # as above
-        subprocess.run(["apt-get", *state, "download", "-qq", PACKAGE], **run)  # type: ignore[call-overload]  # as above
+        _run(folder, "apt-get", *state, "update", "-qq")
+        _run(folder, "apt-get", *state, "download", "-qq", PACKAGE)
     package = next(folder.glob(f"{PACKAGE}_*.deb"), None)
     if package is None:
         raise ContentError("apt left no package behind")
-    subprocess.run(["dpkg-deb", "-x", package.name, "unpacked"], **run)  # type: ignore[call-overload]  # as above
+    _run(folder, "dpkg-deb", "-x", package.name, "unpacked")
     return folder / "unpacked" / INSTALLED.relative_to("/")
+
+
+def _run(folder: Path, *command: str) -> None:
+    subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=APT_S)
 
 
 def _fetch_public(folder: Path) -> Path:
