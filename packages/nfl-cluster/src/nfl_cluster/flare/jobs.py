@@ -1,7 +1,7 @@
 """Keep the courier job running: submit it, watch it, submit it again.
 
 FLARE fails a whole job when one site's job process dies, and a restarted server forgets it. Both cost a few seconds of
-mail and nothing else. The job starts with the sites that are there; a site that comes later makes it start again with it.
+mail and nothing else. `nfl_cluster.flare.watch` decides; this talks to FLARE's server as its administrator.
 
 Run as `python -m nfl_cluster.flare.jobs --home HOME`, one a fleet, beside FLARE's server.
 """
@@ -17,48 +17,69 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
+from typing import Protocol
 
+from nvflare.fuel.flare_api.api_spec import AuthenticationError, JobNotDone, JobNotFound, NoConnection
 from nvflare.fuel.flare_api.api_spec import InternalError as FlareInternalError
-from nvflare.fuel.flare_api.api_spec import JobNotFound, NoConnection
 from nvflare.fuel.flare_api.flare_api import Session, new_secure_session
 
+from nfl_cluster.flare.names import ADMIN, ROOT_COURIER, SITE_COURIER
+from nfl_cluster.flare.run import die_with_parent
+from nfl_cluster.flare.watch import SUBMIT, Seen, decide
 from nfl_core.config import load_fleet
 from nfl_core.durable import make_folder, write_file
-from nfl_cluster.flare.names import ADMIN, ROOT_COURIER, SITE_COURIER
 
-POLL_S = 0.4
-PATIENCE_S = 12.0  # how long a start waits for all sites before it goes on with those that are there
-_RUNNING = ("SUBMITTED", "APPROVED", "DISPATCHED", "RUNNING")
+POLL_S = 1.0  # each look leaves two of FLARE's timer threads behind for 65 s
+_CONNECT_S = 5.0
+_FLARE_ERRORS = (NoConnection, FlareInternalError, JobNotFound, JobNotDone, AuthenticationError, ConnectionError)
 _LOG = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Seen:
-    """What the supervisor sees of FLARE at one moment.
+class Office(Protocol):
+    """What is needed of FLARE's administration; `FlareOffice` in the product, a simulator in tests."""
 
-    Attributes:
-        connected: Client sites that are registered now.
-        status: Status of our job, None without one.
-        members: Sites that our job was started with.
-        waited_s: Seconds since there was no running job, or since the set of connected sites last changed.
+    def look(self, job: str | None) -> Seen:
+        """Return what there is: connected, answering, carrying, root_carries."""
+
+    def submit(self, folder: Path) -> str:
+        """Submit a job and return its id."""
+
+    def abort(self, job: str) -> None:
+        """End a job; harmless when it has ended."""
+
+
+class FlareOffice:
+    """FLARE's administration through one session.
+
+    Args:
+        session: Open.
     """
 
-    connected: frozenset[str]
-    status: str | None
-    members: frozenset[str]
-    waited_s: float
+    def __init__(self, session: Session) -> None:
+        self._session = session
 
+    def look(self, job: str | None) -> Seen:
+        """Ask the server for its clients and jobs, and the clients for theirs."""
+        info = self._session.get_system_info()
+        rows = self._session.get_client_job_status() if info.client_info else None
+        answers = [row for row in rows or [] if row.get("status") not in {"no_reply", "error"}]
+        return Seen(
+            connected=frozenset(str(client.name) for client in info.client_info),
+            answering=frozenset(str(row["client_name"]) for row in answers),
+            carrying=frozenset(str(row["client_name"]) for row in answers if job and row.get("job_id") == job),
+            root_carries=any(one.job_id == job for one in info.job_info),
+        )
 
-def decide(seen: Seen, *, sites: frozenset[str]) -> str:
-    """Return what to do next: "submit", "abort" (to start again with a newcomer) or "wait"."""
-    running = seen.status is not None and seen.status.upper().startswith(_RUNNING)
-    if running:
-        newcomers = (seen.connected & sites) - seen.members
-        return "abort" if newcomers and seen.waited_s > 1.0 else "wait"
-    everybody_is_there = seen.connected >= sites
-    return "submit" if everybody_is_there or (seen.connected & sites and seen.waited_s > PATIENCE_S) else "wait"
+    def submit(self, folder: Path) -> str:
+        """Submit a job and return its id."""
+        return str(self._session.submit_job(str(folder)))
+
+    def abort(self, job: str) -> None:
+        """End a job; harmless when it has ended."""
+        with contextlib.suppress(JobNotFound, JobNotDone, FlareInternalError):
+            self._session.abort_job(job)
 
 
 def write_job(folder: Path, *, members: frozenset[str], sites: frozenset[str], root: str) -> Path:
@@ -73,108 +94,134 @@ def write_job(folder: Path, *, members: frozenset[str], sites: frozenset[str], r
     shutil.rmtree(folder, ignore_errors=True)
     make_folder(folder / "app/config")
     couriers = {"sites": sorted(sites), "root": root}
-    server = {
-        "format_version": 2, "task_data_filters": [], "task_result_filters": [], "components": [],
-        "workflows": [{"id": "courier", "path": ROOT_COURIER, "args": couriers}],
+    common: dict[str, object] = {
+        "format_version": 2,
+        "task_data_filters": [],
+        "task_result_filters": [],
+        "components": [],
     }
-    client = {
-        "format_version": 2, "task_data_filters": [], "task_result_filters": [], "components": [],
-        "executors": [{"tasks": ["*"], "executor": {"path": SITE_COURIER, "args": couriers}}],
-    }
-    meta = {
-        "name": "nfl-courier", "resource_spec": {}, "min_clients": 1,
-        "deploy_map": {"app": ["server", *sorted(members)]},
-    }
-    for name, content in (("app/config/config_fed_server.json", server), ("app/config/config_fed_client.json", client), ("meta.json", meta)):
+    server = {**common, "workflows": [{"id": "courier", "path": ROOT_COURIER, "args": couriers}]}
+    client = {**common, "executors": [{"tasks": ["*"], "executor": {"path": SITE_COURIER, "args": couriers}}]}
+    deploy = {"app": ["server", *sorted(members)]}
+    meta = {"name": "nfl-courier", "resource_spec": {}, "min_clients": 1, "deploy_map": deploy}
+    for name, content in (
+        ("app/config/config_fed_server.json", server),
+        ("app/config/config_fed_client.json", client),
+        ("meta.json", meta),
+    ):
         write_file(folder / name, json.dumps(content, indent=1).encode())
     return folder
 
 
-class JobSupervisor:
-    """Watch one fleet's courier job.
+class JobKeeper:
+    """Keep one fleet's courier job running.
 
     Args:
-        kit: The admin's start-up kit.
-        work: Folder for job definitions.
+        work: Folder for the job's definition.
+        root: Name of the root site.
         sites: All client sites of the fleet.
         clock: Monotonic seconds.
         say: Takes one event, for the log that people read.
     """
 
-    def __init__(self, *, kit: Path, work: Path, root: str, sites: frozenset[str], clock: Callable[[], float], say: Callable[[dict[str, object]], None]) -> None:
-        self._root = root
-        self._kit, self._work, self._sites, self._clock, self._say = kit, work, sites, clock, say
+    def __init__(
+        self,
+        *,
+        work: Path,
+        root: str,
+        sites: frozenset[str],
+        clock: Callable[[], float],
+        say: Callable[[dict[str, object]], None],
+    ) -> None:
+        self._work, self._root, self._sites, self._clock, self._say = work, root, sites, clock, say
         self._job: str | None = None
         self._members: frozenset[str] = frozenset()
+        self._carried: frozenset[str] = frozenset()
         self._connected: frozenset[str] = frozenset()
+        self._has_root = False
+        self._num_failures = 0
         self._since = clock()
 
-    def watch(self, session: Session) -> None:
+    def watch(self, office: Office) -> None:
         """Look once, and do what is due."""
-        seen = self._look(session)
-        action = decide(seen, sites=self._sites)
-        if action == "submit":
-            self._members = seen.connected & self._sites
-            self._job = session.submit_job(str(write_job(self._work, members=self._members, sites=self._sites, root=self._root)))
-            self._say({"event": "job-submitted", "job": self._job, "sites": sorted(self._members)})
-        elif action == "abort" and self._job is not None:
-            self._say({"event": "job-restarting", "job": self._job, "why": f"{', '.join(sorted(seen.connected - self._members))} came back"})
-            session.abort_job(self._job)
-            self._job = None
-        if action != "wait":
-            self._since = self._clock()
+        seen = self._remembered(office.look(self._job))
+        action, why = decide(seen, sites=self._sites)
+        if action != SUBMIT:
+            return
+        old, self._members = self._job, seen.connected & self._sites
+        self._num_failures = 0 if seen.complete or old is None else self._num_failures + 1
+        folder = write_job(self._work, members=self._members, sites=self._sites, root=self._root)
+        self._job = office.submit(folder)
+        self._carried, self._has_root, self._since = frozenset(), False, self._clock()
+        self._say({"event": "job-submitted", "job": self._job, "sites": sorted(self._members), "why": why})
+        if old is not None:
+            office.abort(old)
 
     def forget(self) -> None:
         """Forget the job: FLARE's server has gone."""
-        self._job, self._since = None, self._clock()
+        self._job, self._connected, self._since = None, frozenset(), self._clock()
 
-    def _look(self, session: Session) -> Seen:
-        connected = frozenset(client.name for client in session.get_system_info().client_info)
-        status = None if self._job is None else session.get_job_status(self._job)
-        if connected != self._connected:
-            self._connected, self._since = connected, self._clock()
-        if self._job is not None and (status is None or not status.upper().startswith(_RUNNING)):
-            self._say({"event": "job-ended", "job": self._job, "status": str(status)})
-            self._job, self._since = None, self._clock()
-        return Seen(connected=connected, status=status if self._job else None, members=self._members, waited_s=self._clock() - self._since)
+    def _remembered(self, seen: Seen) -> Seen:
+        """Add what was seen before."""
+        if self._job is None and seen.connected != self._connected:
+            self._connected, self._since = seen.connected, self._clock()
+        was_complete = self._has_root and self._carried >= self._members
+        self._carried |= seen.carrying
+        self._has_root |= seen.root_carries
+        complete = self._job is not None and self._has_root and self._carried >= self._members
+        if complete and not was_complete:
+            self._say({"event": "job-running", "job": self._job, "sites": sorted(self._members)})
+        return replace(
+            seen,
+            has_job=self._job is not None,
+            complete=complete,
+            carried=self._carried,
+            age_s=self._clock() - self._since,
+            num_failures=self._num_failures,
+        )
 
 
 @contextlib.contextmanager
 def _session(kit: Path) -> Iterator[Session]:
-    session = new_secure_session(ADMIN, str(kit), timeout=5.0)
+    session = new_secure_session(ADMIN, str(kit), timeout=_CONNECT_S)
     try:
         yield session
     finally:
-        session.close()
+        with contextlib.suppress(*_FLARE_ERRORS):
+            session.close()
 
 
 def run(home: Path) -> None:
-    """Supervise until SIGTERM."""
+    """Keep the job until SIGTERM."""
     config = load_fleet(home / "fleet.toml")
     sites = frozenset([config.keeper.site, *(leaf.site for leaf in config.leaves)])
-    supervisor = JobSupervisor(
-        kit=home / "flare" / ADMIN, work=home / "flare/job", root=config.root.site, sites=sites, clock=time.monotonic,
-        say=lambda event: print(json.dumps(event), flush=True),  # noqa: T201  stdout is this process's result
-    )
+    keeper = JobKeeper(work=home / "flare/job", root=config.root.site, sites=sites, clock=time.monotonic, say=_print)
     while True:
         try:
             with _session(home / "flare" / ADMIN) as session:
+                office = FlareOffice(session)
                 while True:
-                    supervisor.watch(session)
+                    keeper.watch(office)
                     time.sleep(POLL_S)
-        except (NoConnection, FlareInternalError, JobNotFound, ConnectionError) as error:
+        except _FLARE_ERRORS as error:
             _LOG.warning("no session with FLARE's server: %s: %s", type(error).__name__, error)
-            supervisor.forget()
+            keeper.forget()
             time.sleep(POLL_S)
 
 
+def _print(event: dict[str, object]) -> None:
+    sys.stdout.write(json.dumps(event) + "\n")
+    sys.stdout.flush()
+
+
 def main() -> None:
-    """Parse the command line and supervise."""
+    """Parse the command line and keep the job."""
     parser = argparse.ArgumentParser(description="Keep the fleet's courier job running in FLARE.")
     parser.add_argument("--home", type=Path, required=True, help="folder of the fleet")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    die_with_parent()
     run(arguments.home)
 
 

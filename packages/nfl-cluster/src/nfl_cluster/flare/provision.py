@@ -110,14 +110,14 @@ def _server_policy(kit: Path) -> dict[str, object]:
     component = "nvflare.app_common"
     return {
         **_policy(ROOT_COURIER),
-        "servers": [{"admin_storage": "transfer", "max_num_clients": 1000, "heart_beat_timeout": 60, "admin_timeout": 10.0}],
+        "servers": [{"admin_storage": "transfer", "max_num_clients": 1000, "heart_beat_timeout": 60, "admin_timeout": 3.0}],
         "snapshot_persistor": {
             "path": f"{component}.state_persistors.storage_state_persistor.StorageStatePersistor",
             "args": {"uri_root": "/", "storage": {"path": _STORAGE, "args": {"root_dir": str(kit / "snapshots"), "uri_root": "/"}}},
         },
         "components": [
             {"id": "job_scheduler", "path": f"{component}.job_schedulers.job_scheduler.DefaultJobScheduler",
-             "args": {"max_jobs": 1, "min_schedule_interval": 0.5, "max_schedule_interval": 1.0}},
+             "args": {"max_jobs": 4, "min_schedule_interval": 0.5, "max_schedule_interval": 1.0}},
             {"id": "job_manager", "path": "nvflare.apis.impl.job_def_manager.SimpleJobDefManager",
              "args": {"uri_root": str(kit / "jobs"), "job_store_id": "job_store"}},
             {"id": "job_store", "path": _STORAGE},
