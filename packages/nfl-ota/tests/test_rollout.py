@@ -101,8 +101,18 @@ def test_failures_up_to_the_limit_are_borne(play):
 
 def test_refused_merges_have_a_limit_of_their_own(play):
     assert play.health(healthy=2, merge_refused=2) == ()
-    actions = play.health(healthy=1, merge_refused=2)
-    assert actions[0] == Halt(version=5, reason="2 of 3 devices refused the merge, more than 50% of them")
+    actions = play.health(healthy=1, merge_refused=3)
+    assert actions[0] == Halt(version=5, reason="3 of 4 devices refused the merge, more than 50% of them")
+
+
+def test_early_refusals_wait_for_the_rest_of_the_wave(play):
+    assert play.health(healthy=1, merge_refused=2) == ()  # two of the wave's four may refuse
+
+
+def test_devices_that_fall_back_do_not_wait_for_the_rest_of_the_wave(play):
+    assert play.health(healthy=1, fallen_back=1)[0] == Halt(
+        version=5, reason="1 of 2 devices fell back, more than 20% of them"
+    )
 
 
 def test_the_first_version_halts_without_anything_to_go_back_to(worlds):

@@ -306,12 +306,15 @@ class RolloutMachine:
         num = totals.num_reports
         if num < self._settings.min_reports:
             return None
-        for what, count, limit in (
-            ("fell back", totals.fallen_back, self._settings.max_failure_fraction),
-            ("refused the merge", totals.merge_refused, self._settings.max_refusal_fraction),
+        # A device that falls back was harmed: halt on the first reports. One that refuses a merge runs on unharmed, so
+        # its vote waits for the rest of the wave.
+        wave = max(num, wave_size(totals.attached, self.fraction))
+        for what, count, among, limit in (
+            ("fell back", totals.fallen_back, num, self._settings.max_failure_fraction),
+            ("refused the merge", totals.merge_refused, wave, self._settings.max_refusal_fraction),
         ):
-            if count > limit * num:
-                return f"{count} of {num} devices {what}, more than {limit:.0%} of them"
+            if count > limit * among:
+                return f"{count} of {among} devices {what}, more than {limit:.0%} of them"
         return None
 
     def _halt(self, why: str) -> tuple[Action, ...]:

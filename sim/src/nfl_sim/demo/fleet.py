@@ -66,7 +66,7 @@ def config_for_demo() -> FleetConfig:
         "leaves": [{"site": leaf, "region": f"region-{number}"} for number, leaf in enumerate(LEAVES, 1)],
         "learning": {"batch_size": 16, "epochs_per_update": 3, "learning_rate": 0.05, "refit_steps": 20},
         "privacy": {"n_min": 4, "batch_size": 5, "batch_max": 8, "window_s": 5.0},
-        "rollout": {"waves": [0.2, 1.0], "min_soak_s": 0.3, "wave_deadline_s": 20.0, "max_failure_fraction": 0.4},
+        "rollout": {"waves": [0.2, 1.0], "min_soak_s": 0.3, "wave_deadline_s": 20.0, "max_failure_fraction": 0.6, "min_reports": 3},
         "gates": {"max_drop_points": 2.0},
         "root": {"batches_per_version": 4, "server_learning_rate": 1.5, "enrol_port": 0, "flare_port": 0, "admin_port": 0},
     })

@@ -19,6 +19,8 @@ from nfl_cluster.operations import send
 from nfl_cluster.processes import Supervisor
 from nfl_core.durable import remove_file, write_file
 from nfl_core.errors import NflError
+from nfl_core.ids import DeviceId
+from nfl_edge.folder import DeviceFolder
 from nfl_edge.link import read_tap
 from nfl_sim.demo.fleet import LEAVES, DemoFleet, baselines, device_hosts, enrol_devices
 from nfl_sim.demo.proof import prove
@@ -115,11 +117,27 @@ class Story:
         attackers = members[: max(1, round(0.7 * len(members)))]
         write_file(self.fleet.control, "\n".join(attackers).encode())
         self._fault(f"attack on {_ATTACKED}", f"{len(attackers)} of {len(members)} devices of {_ATTACKED} are hacked: they send the opposite of what they learn")
-        begun = self._now()
-        self._wait(lambda: bool(self.watch.state.refused), deadline_s=60, what="a gate to refuse the poisoned candidate")
+        begun, since = self._now(), len(self.watch.events)
+
+        def is_over() -> bool:
+            sent = {event.who for event in self.watch.events[since:] if event.name == "contributed"}
+            for device in sorted(sent & set(attackers)):
+                attackers.remove(device)
+                write_file(self.fleet.control, "\n".join(attackers).encode())
+                self._clean(device)
+            return bool(self.watch.state.refused)
+
+        self._wait(is_over, deadline_s=60, what="a gate to refuse the poisoned candidate")
+        for device in attackers:
+            self._clean(device)
         remove_file(self.fleet.control)
         self.moments.append(Moment(at_s=begun, until_s=self._now(), row=FAULTS, css="c-bad", label=""))
         self._good_versions(len(self._good()) + 1)
+
+    def _clean(self, device: DeviceId) -> None:
+        """Give a hacked device new samples (the same, newly sensed): it learns again, honestly, and contributes that."""
+        samples = DeviceFolder(self.fleet.folder(device)).samples
+        write_file(samples, samples.read_bytes())
 
     def _bad_version(self) -> None:
         path = self.fleet.home / "run/broken.onnx"
@@ -162,7 +180,7 @@ class Story:
         self.screen.say(f"learning alone and sharing all, on the same data and steps: {num_rounds} micro-updates each")
         self._wait(lambda: len(self._baselines()) >= num_rounds, deadline_s=90, what="the learners to compare with")
         self.screen.say("opening what keeper and leaf could only open together, and searching everything that was sent")
-        proof = prove(self.fleet)
+        proof = prove(self.fleet.home, self.fleet.config, taps=self.fleet.taps)
         report = self._report(accuracies, num_rounds=num_rounds, proof=proof)
         if not proof.holds:
             raise UnprovenError(f"the proof does not hold: {proof.model_dump_json()}")
@@ -241,9 +259,6 @@ class Story:
             return
         at_s = (event.at - self.started_at).total_seconds()
         match event.name:
-            case "published" if event.figures.get("restores"):
-                self.screen.say(f"{version} published: restores v{event.text('restores')}", style="yellow")
-                self._mark(at_s, PUBLISHED, "c-local", version)
             case "published":
                 self.screen.say(f"{version} published, signed{' (gates overridden)' if event.figures.get('override') else ''}", style="bold green")
                 self._mark(at_s, PUBLISHED, "c-bad" if event.figures.get("override") else "c-nested", version)
@@ -259,6 +274,7 @@ class Story:
                 self.screen.say(f"{version} halted: {event.text('why')}", style="bold red")
                 self._mark(at_s, ROLLOUT, "c-bad", "halt")
             case "rolled-back":
+                self.screen.say(f"{version} rolled back: v{event.text('new_version')} brings v{event.text('to')} back", style="yellow")
                 self._mark(at_s, ROLLOUT, "c-bad", f"back to v{event.text('to')}")
             case "rollout-complete":
                 self.screen.say(f"{version} is on all devices", style="green")
