@@ -15,18 +15,19 @@ import contextlib
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
 import psutil
+from pydantic import ValidationError
 
 from nfl_cluster.flare.provision import provision
 from nfl_cluster.service import SiteFolder, utc_now
 from nfl_core.config import FleetConfig, load_fleet, write_fleet
 from nfl_core.durable import make_folder
-from nfl_core.errors import ConflictError, NflError, NotFoundError, PortInUseError
-from nfl_core.ids import DeviceId, parse_device_id
+from nfl_core.errors import ConfigError, ConflictError, NflError, NotFoundError, PortInUseError
+from nfl_core.ids import DeviceId, parse_device_id, parse_fleet_name
 from nfl_ota import Mirror, Repository
 from nfl_secure.identity import FleetCA, Principal, Role, SpiffeId, TokenStore
 
@@ -78,6 +79,40 @@ def init_fleet(home: Path, config: FleetConfig, *, say: Callable[[str], None] = 
     _seed_caches(decided, home)
     say("version 1, signed, in every leaf's cache")
     return decided
+
+
+def wanted_config(home: Path, *, name: str | None, leaves: Sequence[str], file: Path | None) -> FleetConfig:
+    """Return what `nfl cluster init` shall make.
+
+    Args:
+        home: The fleet's folder; without a name and a file, its fleet.toml says what is still to be made.
+        name: Of a new fleet.
+        leaves: "SITE:REGION" each; one leaf in one region when there is none.
+        file: A fleet.toml.
+
+    Raises:
+        ConfigError: Neither name nor file nor a fleet.toml, both name and file, or a value that is not allowed.
+    """
+    if file is not None and (name or leaves):
+        raise ConfigError("--config and --name or --leaf are given, expected one of them")
+    if file is not None:
+        return load_fleet(file)
+    if name is None:
+        if (home / "fleet.toml").exists() and not leaves:
+            return load_fleet(home / "fleet.toml", env={})
+        raise ConfigError(f"no fleet in {home} and no name for a new one", hint="give --name NAME, or --config FILE")
+    pairs = [one.partition(":") for one in leaves or ["leaf-1:region-1"]]
+    wanted = {
+        "fleet": {"name": name},
+        "root": dict.fromkeys(_ROOT_PORTS, 0),
+        "leaves": [{"site": site, "region": region or "region-1"} for site, _, region in pairs],
+    }
+    try:
+        return FleetConfig.model_validate(wanted)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(f"{where}: got {first.get('input')!r}; {first['msg']}") from error
 
 
 def mint_token(home: Path, device: DeviceId | str, *, leaf: str) -> str:
@@ -171,7 +206,7 @@ def _holder(port: int) -> str:
 
 
 def _admit_all(config: FleetConfig, home: Path) -> None:
-    fleet, root = config.fleet.name, SiteFolder.of_root(home)
+    fleet, root = parse_fleet_name(config.fleet.name), SiteFolder.of_root(home)
     folder = root.path / "ca"
     ca = FleetCA.open(folder) if (folder / "ca.pem").exists() else FleetCA.create(folder, fleet)
     services = [

@@ -1,4 +1,4 @@
-"""Start a site's processes, keep them running, stop them all.
+r"""Start a site's processes, keep them running, stop them all.
 
 Rules:
 
@@ -11,7 +11,7 @@ Rules:
     >>> supervisor = Supervisor(home / "run", specs)                               # doctest: +SKIP
     >>> supervisor.start()                                                         # doctest: +SKIP
     >>> while not all(supervisor.ready(spec.name) for spec in specs):              # doctest: +SKIP
-    ...     print(*supervisor.poll(), sep="\\n")
+    ...     print(*supervisor.poll(), sep="\n")
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ A site takes mail only from the sites of the fleet and only under the name by wh
 is good for order, not for trust: whoever runs FLARE's server could forge it, so what matters is signed inside.
 """
 
+# ruff: noqa: ARG002  FLARE calls these methods with arguments that a courier does not need
 from __future__ import annotations
 
 import os

@@ -219,7 +219,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Keep the fleet's courier job running in FLARE.")
     parser.add_argument("--home", type=Path, required=True, help="folder of the fleet")
     arguments = parser.parse_args()
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(
+        level=logging.WARNING, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     die_with_parent()
     run(arguments.home)

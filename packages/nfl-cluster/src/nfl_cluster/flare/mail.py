@@ -178,7 +178,9 @@ class _Lane:
                     self._mailbox.acknowledge(message.message_id)
                 elif message.message_id in receipt.refused:
                     self._mailbox.bury(message.message_id, why=receipt.refused[message.message_id])
-            if not all(message.message_id in receipt.safe or message.message_id in receipt.refused for message in batch):
+            if not all(
+                message.message_id in receipt.safe or message.message_id in receipt.refused for message in batch
+            ):
                 return False
         return True
 

@@ -31,7 +31,7 @@ from nfl_core.config import FleetConfig
 from nfl_core.durable import make_folder, write_file
 from nfl_core.errors import ConfigError, NflError
 
-_BUILDERS = (
+_BUILDERS: tuple[tuple[str, dict[str, object]], ...] = (
     ("nvflare.lighter.impl.workspace.WorkspaceBuilder", {"template_file": ["master_template.yml"]}),
     ("nvflare.lighter.impl.static_file.StaticFileBuilder", {"config_folder": "config", "scheme": "grpc"}),
     ("nvflare.lighter.impl.cert.CertBuilder", {}),
@@ -70,13 +70,19 @@ def provision(config: FleetConfig, folder: Path) -> None:
     write_file(making / "project.yml", json.dumps(_project(config), indent=1).encode())
     done = subprocess.run(
         [sys.executable, "-m", "nvflare.lighter.provision", "-p", str(making / "project.yml"), "-w", str(making)],
-        capture_output=True, text=True, check=False, cwd=making, env={**os.environ, "PYTHONWARNINGS": "ignore"},
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=making,
+        env={**os.environ, "PYTHONWARNINGS": "ignore"},
     )
     kits = making / FLARE_PROJECT / "prod_00"
     sites = [config.root.site, config.keeper.site, *(leaf.site for leaf in config.leaves), ADMIN]
     missing = [site for site in sites if not (kits / site / "startup").is_dir()]
     if done.returncode or missing:
-        raise ProvisionError(f"FLARE made no kit for {', '.join(missing) or 'any site'}: {(done.stderr or done.stdout).strip()[-400:]}")
+        raise ProvisionError(
+            f"FLARE made no kit for {', '.join(missing) or 'any site'}: {(done.stderr or done.stdout).strip()[-400:]}"
+        )
     for site in sites:
         shutil.rmtree(folder / site, ignore_errors=True)
         (kits / site).rename(folder / site)
@@ -89,37 +95,59 @@ def provision(config: FleetConfig, folder: Path) -> None:
 
 def _project(config: FleetConfig) -> dict[str, object]:
     root = {
-        "name": config.root.site, "type": "server", "org": ORGANISATION, "fed_learn_port": config.root.flare_port,
-        "host_names": [config.root.host, "localhost"], "default_host": config.root.host,
+        "name": config.root.site,
+        "type": "server",
+        "org": ORGANISATION,
+        "fed_learn_port": config.root.flare_port,
+        "host_names": [config.root.host, "localhost"],
+        "default_host": config.root.host,
     }
     sites = [config.keeper.site, *(leaf.site for leaf in config.leaves)]
     clients = [{"name": site, "type": "client", "org": ORGANISATION} for site in sites]
     admin = {"name": ADMIN, "type": "admin", "org": ORGANISATION, "role": "project_admin"}
     return {
-        "api_version": 3, "name": FLARE_PROJECT, "description": f"sites of the fleet {config.fleet.name}",
+        "api_version": 3,
+        "name": FLARE_PROJECT,
+        "description": f"sites of the fleet {config.fleet.name}",
         "participants": [root, *clients, admin],
         "builders": [{"path": path, "args": arguments} for path, arguments in _BUILDERS],
     }
 
 
 def _policy(courier: str) -> dict[str, object]:
-    return {"format_version": 2, "class_list_enforcement_mode": "enforce", "class_allow_list": [courier], "allow_log_streaming": False}
+    return {
+        "format_version": 2,
+        "class_list_enforcement_mode": "enforce",
+        "class_allow_list": [courier],
+        "allow_log_streaming": False,
+    }
 
 
 def _server_policy(kit: Path) -> dict[str, object]:
     component = "nvflare.app_common"
     return {
         **_policy(ROOT_COURIER),
-        "servers": [{"admin_storage": "transfer", "max_num_clients": 1000, "heart_beat_timeout": 60, "admin_timeout": 3.0}],
+        "servers": [
+            {"admin_storage": "transfer", "max_num_clients": 1000, "heart_beat_timeout": 60, "admin_timeout": 3.0}
+        ],
         "snapshot_persistor": {
             "path": f"{component}.state_persistors.storage_state_persistor.StorageStatePersistor",
-            "args": {"uri_root": "/", "storage": {"path": _STORAGE, "args": {"root_dir": str(kit / "snapshots"), "uri_root": "/"}}},
+            "args": {
+                "uri_root": "/",
+                "storage": {"path": _STORAGE, "args": {"root_dir": str(kit / "snapshots"), "uri_root": "/"}},
+            },
         },
         "components": [
-            {"id": "job_scheduler", "path": f"{component}.job_schedulers.job_scheduler.DefaultJobScheduler",
-             "args": {"max_jobs": 4, "min_schedule_interval": 0.5, "max_schedule_interval": 1.0}},
-            {"id": "job_manager", "path": "nvflare.apis.impl.job_def_manager.SimpleJobDefManager",
-             "args": {"uri_root": str(kit / "jobs"), "job_store_id": "job_store"}},
+            {
+                "id": "job_scheduler",
+                "path": f"{component}.job_schedulers.job_scheduler.DefaultJobScheduler",
+                "args": {"max_jobs": 4, "min_schedule_interval": 0.5, "max_schedule_interval": 1.0},
+            },
+            {
+                "id": "job_manager",
+                "path": "nvflare.apis.impl.job_def_manager.SimpleJobDefManager",
+                "args": {"uri_root": str(kit / "jobs"), "job_store_id": "job_store"},
+            },
             {"id": "job_store", "path": _STORAGE},
             {"id": "process_launcher", "path": SERVER_LAUNCHER, "args": {}},
         ],
@@ -132,9 +160,16 @@ def _client_policy() -> dict[str, object]:
         **_policy(SITE_COURIER),
         "client": {"retry_timeout": 30},
         "components": [
-            {"id": "resource_manager", "path": f"{component}.resource_managers.gpu_resource_manager.GPUResourceManager",
-             "args": {"num_of_gpus": 0, "mem_per_gpu_in_GiB": 0, "expiration_period": 300}},
-            {"id": "resource_consumer", "path": f"{component}.resource_consumers.gpu_resource_consumer.GPUResourceConsumer", "args": {}},
+            {
+                "id": "resource_manager",
+                "path": f"{component}.resource_managers.gpu_resource_manager.GPUResourceManager",
+                "args": {"num_of_gpus": 0, "mem_per_gpu_in_GiB": 0, "expiration_period": 300},
+            },
+            {
+                "id": "resource_consumer",
+                "path": f"{component}.resource_consumers.gpu_resource_consumer.GPUResourceConsumer",
+                "args": {},
+            },
             {"id": "process_launcher", "path": CLIENT_LAUNCHER, "args": {}},
         ],
     }
