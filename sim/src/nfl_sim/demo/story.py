@@ -113,6 +113,9 @@ class Story:
         return [version for version in view.complete if version > 1 and version in view.published and version not in view.overridden]
 
     def _attack(self) -> None:
+        # From the moment a version is out: devices learn from it as soon as they have merged it.
+        num_published = len(self.watch.state.published)
+        self._wait(lambda: len(self.watch.state.published) > num_published, deadline_s=60, what="the next version to be published")
         members = [device for device in self.fleet.devices if self.fleet.leaf_of(device) == _ATTACKED]
         attackers = members[: max(1, round(0.7 * len(members)))]
         write_file(self.fleet.control, "\n".join(attackers).encode())
@@ -120,8 +123,7 @@ class Story:
         begun, since = self._now(), len(self.watch.events)
 
         def is_over() -> bool:
-            sent = {event.who for event in self.watch.events[since:] if event.name == "contributed"}
-            for device in sorted(sent & set(attackers)):
+            for device in [device for device in attackers if self._has_struck(device, since=since)]:
                 attackers.remove(device)
                 write_file(self.fleet.control, "\n".join(attackers).encode())
                 self._clean(device)
@@ -133,6 +135,11 @@ class Story:
         remove_file(self.fleet.control)
         self.moments.append(Moment(at_s=begun, until_s=self._now(), row=FAULTS, css="c-bad", label=""))
         self._good_versions(len(self._good()) + 1)
+
+    def _has_struck(self, device: DeviceId, *, since: int) -> bool:
+        """Say whether a device has contributed what it learned after the event number `since`."""
+        names = [event.name for event in self.watch.events[since:] if event.who == device]
+        return "micro-update" in names and "contributed" in names[names.index("micro-update") :]
 
     def _clean(self, device: DeviceId) -> None:
         """Give a hacked device new samples (the same, newly sensed): it learns again, honestly, and contributes that."""
