@@ -161,6 +161,20 @@ def test_a_broken_graph_around_the_running_content_condemns_the_number_alone() -
     assert may_take(replace(back, offer=Base(version=3, digest=ONE.digest)))  # the fleet's rollback
 
 
+def test_a_fallback_is_told_before_the_device_asks_again() -> None:
+    """Or the leaf would offer the next version first, and hold the fallback against that one."""
+    back = step(in_phase(Phase.FALLING_BACK), words.FellBack(now=20.0, active=ONE), SETTINGS)
+    told = step(back.state, words.Tick(now=20.0, revision="r"), SETTINGS)
+    assert isinstance(told.action, words.Report)
+    asked = step(
+        step(told.state, words.Reported(now=20.1), SETTINGS).state, words.Tick(now=20.1, revision="r"), SETTINGS
+    )
+    assert isinstance(asked.action, words.Greet)
+    away = step(told.state, words.LinkFailed(now=20.1), SETTINGS).state
+    again = step(away, words.Tick(now=30.0, revision="r"), SETTINGS)
+    assert isinstance(again.action, words.Report)
+
+
 def test_restored_content_is_installed_without_a_merge_but_on_probation() -> None:
     state = replace(in_phase(Phase.FETCHING), candidate=Base(version=3, digest=ONE.digest))
     fetched = step(state, words.Fetched(now=1.0, before="old"), SETTINGS)

@@ -125,10 +125,7 @@ class Attendance:
             request: What it says.
             is_served: Whether the cache holds the version that is being rolled out.
         """
-        known = self._state.devices.get(device)
-        if known is None:
-            known = self._state.devices[device] = DeviceRecord()
-            self._members, self._dirty = None, True
+        known = self._known(device)
         seen = (int(request.installed_version), request.installed_digest[:64])
         if seen != (known.installed_version, known.installed_digest):
             known.installed_version, known.installed_digest = seen
@@ -146,7 +143,7 @@ class Attendance:
                 raise MalformedError(f"counter {name[:80]!r} is not one that a device may report")
             if not 0 <= value <= MAX_COUNTER:
                 raise MalformedError(f"counter {name} is {value}, expected 0 to {MAX_COUNTER}")
-        known = self._state.devices.setdefault(device, DeviceRecord())
+        known = self._known(device)
         if request.sequence <= known.sequence:
             return
         known.sequence, known.installed_version = int(request.sequence), int(request.installed_version)
@@ -199,6 +196,13 @@ class Attendance:
             self._dirty = True
         return Offer(version=int(rollout.version), target=rollout.bundle_target, digest=rollout.digest)
 
+    def _known(self, device: DeviceId) -> DeviceRecord:
+        """Return a device's record; a new device may belong to the wave that is open."""
+        if device not in self._state.devices:
+            self._state.devices[device] = DeviceRecord()
+            self._members, self._dirty = None, True
+        return self._state.devices[device]
+
     def _is_member(self, device: DeviceId, known: DeviceRecord) -> bool:
         if known.offered == self._rollout.version:
             return True
@@ -217,7 +221,8 @@ class Attendance:
             leaf=self._leaf, region=self._region, version=rollout.version, attached=len(self._state.devices)
         )
         for known in self._state.devices.values():
-            runs = known.installed_version == rollout.version or known.installed_digest == rollout.digest
+            # By version, not by content: the same tensors in another bundle may come with a graph that fails.
+            runs = known.installed_version == rollout.version
             counts.installed += runs
             if known.offered == rollout.version:
                 fate = _fate(known, runs=runs)

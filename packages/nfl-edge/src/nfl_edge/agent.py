@@ -282,8 +282,11 @@ def _fall_back(state: AgentState) -> Step:
 
 
 def _decide(state: AgentState, event: Tick, settings: AgentSettings) -> Step:
-    """Choose the next piece of work. Order: ask, send, contribute, take, learn, tell, wait."""
+    """Choose the next piece of work. Order: tell before asking; ask, send, contribute, take, learn, tell, wait."""
     now = event.now
+    # News first: a leaf that offers the next version before it hears of a fallback would hold it against that version.
+    if now >= max(state.greet_at, state.report_at):
+        return _report(state)
     if now >= state.greet_at:
         return Step(state=replace(state, phase=Phase.GREETING), action=Greet())
     if now < state.work_at:
@@ -299,9 +302,13 @@ def _decide(state: AgentState, event: Tick, settings: AgentSettings) -> Step:
     if state.base is not None and event.revision and (stale or state.learned_from != state.base.digest):
         return Step(state=replace(state, phase=Phase.LEARNING), action=Learn())
     if state.linked and now >= state.report_at:
-        following = replace(state, phase=Phase.REPORTING, sequence=state.sequence + 1)
-        return Step(state=following, action=Report(sequence=following.sequence))
+        return _report(state)
     return Step(state=state, action=Wait(until=state.greet_at))
+
+
+def _report(state: AgentState) -> Step:
+    following = replace(state, phase=Phase.REPORTING, sequence=state.sequence + 1)
+    return Step(state=following, action=Report(sequence=following.sequence))
 
 
 def _greeted(state: AgentState, event: Greeted, settings: AgentSettings) -> Step:

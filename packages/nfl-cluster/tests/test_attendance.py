@@ -1,0 +1,83 @@
+"""What a leaf makes of its devices: who runs a version, who fell back from it, who belongs to a wave."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from nfl_cluster.attendance import Attendance
+from nfl_core import metrics
+from nfl_core.ids import DeviceId, LeafId, RegionId
+from nfl_core.wire import device_pb2, sites_pb2
+
+ROBOT, OTHER = DeviceId("robot-1"), DeviceId("robot-2")
+SAME = "5" * 64
+
+
+@pytest.fixture
+def attendance(tmp_path: Path) -> Attendance:
+    return Attendance(tmp_path / "devices", leaf=LeafId("leaf-1"), region=RegionId("north"))
+
+
+def follow(attendance: Attendance, version: int, *, fraction: float = 1.0, digest: str = SAME) -> None:
+    rollout = sites_pb2.RolloutState(
+        version=version,
+        region="north",
+        bundle_target=f"bundles/north/{version}.json",
+        digest=digest,
+        wave_fraction=fraction,
+        previous_target=f"bundles/north/{version - 1}.json",
+        previous_version=version - 1,
+        previous_digest=SAME,
+    )
+    assert attendance.follow(rollout, message_id=f"rollout-{version:06d}-{fraction}")
+
+
+def hello(attendance: Attendance, device: DeviceId, version: int) -> int:
+    request = device_pb2.HelloRequest(installed_version=version, installed_digest=SAME)
+    return attendance.hello(device, request, is_served=True).version
+
+
+def report(attendance: Attendance, device: DeviceId, sequence: int, *, version: int, fallbacks: int = 0) -> None:
+    counters = {metrics.DEVICE_FALLBACKS: fallbacks}
+    attendance.report(device, device_pb2.ReportRequest(sequence=sequence, installed_version=version, counters=counters))
+
+
+def counts(attendance: Attendance) -> sites_pb2.HealthCounts:
+    news = attendance.news(with_counters=True)
+    assert news is not None
+    return news[1]
+
+
+def test_the_same_tensors_in_another_bundle_are_not_healthy_before_they_run(attendance: Attendance) -> None:
+    """A bundle whose graph fails may hold the very tensors that run already."""
+    follow(attendance, 1)
+    hello(attendance, ROBOT, 1)
+    follow(attendance, 2)
+    assert hello(attendance, ROBOT, 1) == 2
+    found = counts(attendance)
+    assert (found.attached, found.installed, found.healthy) == (1, 0, 0)
+    hello(attendance, ROBOT, 2)
+    found = counts(attendance)
+    assert (found.installed, found.healthy) == (1, 1)
+
+
+def test_a_fallback_counts_against_the_version_it_was_told_under(attendance: Attendance) -> None:
+    follow(attendance, 2)
+    hello(attendance, ROBOT, 1)
+    report(attendance, ROBOT, 1, version=1, fallbacks=1)
+    assert counts(attendance).fallen_back == 1
+    follow(attendance, 3)
+    hello(attendance, ROBOT, 1)
+    hello(attendance, ROBOT, 3)
+    found = counts(attendance)
+    assert (found.fallen_back, found.healthy) == (0, 1)
+
+
+def test_a_device_that_is_heard_of_by_its_report_belongs_to_the_open_wave(attendance: Attendance) -> None:
+    follow(attendance, 2)
+    assert hello(attendance, ROBOT, 1) == 2
+    report(attendance, OTHER, 1, version=1)
+    assert hello(attendance, OTHER, 1) == 2
+    assert counts(attendance).attached == 2
