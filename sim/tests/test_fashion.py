@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from typing_extensions import Self
 
 from nfl_sim.data import fashion, load_images
 
@@ -54,9 +55,11 @@ def test_a_folder_that_is_named_is_read_and_kept(
     monkeypatch.setenv("NFL_DATA", str(put(tmp_path / "mine", files)))
     data = load_images(tmp_path / "cache")
     assert (data.name, data.source) == ("fashion-mnist", "NFL_DATA")
-    assert data.x_NCHW.shape == (16, 1, 28, 28) and data.x_NCHW.dtype == np.uint8
+    assert data.x_NCHW.shape == (16, 1, 28, 28)
+    assert data.x_NCHW.dtype == np.uint8
     assert data.x_NCHW[0, 0, 0, :3].tolist() == [0, 1, 2]
-    assert data.y_N.tolist() == [*range(10), 0, 1, 0, 1, 2, 3] and data.y_N.dtype == np.int64
+    assert data.y_N.tolist() == [*range(10), 0, 1, 0, 1, 2, 3]
+    assert data.y_N.dtype == np.int64
     monkeypatch.delenv("NFL_DATA")
     again = load_images(tmp_path / "cache")
     assert again.source == "files kept from an earlier run"
@@ -95,7 +98,9 @@ def test_a_cut_cache_is_replaced_by_a_whole_source(
 def test_without_any_source_it_says_so_and_goes_on_with_digits(tmp_path: Path) -> None:
     said: list[str] = []
     data = load_images(tmp_path / "cache", say=said.append)
-    assert data.name == "digits" and data.x_NCHW.shape == (1797, 1, 28, 28) and data.x_NCHW.max() == 255
+    assert data.name == "digits"
+    assert data.x_NCHW.shape == (1797, 1, 28, 28)
+    assert data.x_NCHW.max() == 255
     assert sorted(set(data.y_N.tolist())) == list(range(10))
     assert any("apt is not on this machine" in line for line in said)
     assert any("no network here" in line for line in said)
@@ -112,7 +117,7 @@ def test_the_public_address_is_the_last_resort(
         def __init__(self, address: str) -> None:
             self._name = address.rpartition("/")[2]
 
-        def __enter__(self) -> Answer:
+        def __enter__(self) -> Self:
             return self
 
         def __exit__(self, *_: object) -> None: ...
@@ -121,13 +126,15 @@ def test_the_public_address_is_the_last_resort(
             return files[self._name]
 
     def urlopen(address: str, *, timeout: float) -> Answer:
-        assert address.startswith("https://") and timeout > 0
+        assert address.startswith("https://")
+        assert timeout > 0
         asked.append(address)
         return Answer(address)
 
     monkeypatch.setattr(fashion.urllib.request, "urlopen", urlopen)
     assert load_images(tmp_path / "cache").source == "the data set's public address"
-    assert len(asked) == 4 and all((tmp_path / "cache" / name).exists() for name in files)
+    assert len(asked) == 4
+    assert all((tmp_path / "cache" / name).exists() for name in files)
 
 
 def test_the_package_is_unpacked_without_root_even_without_package_lists(
@@ -149,12 +156,14 @@ def test_the_package_is_unpacked_without_root_even_without_package_lists(
     monkeypatch.setattr(fashion.shutil, "which", lambda name: f"/usr/bin/{name}")
     monkeypatch.setattr(fashion.subprocess, "run", run)
     data = load_images(tmp_path / "cache")
-    assert data.name == "fashion-mnist" and "Debian package" in data.source
+    assert data.name == "fashion-mnist"
+    assert "Debian package" in data.source
     assert [command[0] for command in ran] == ["apt-get", "apt-get", "apt-get", "dpkg-deb"]
     assert not any("sudo" in command for command in ran)
     for command in ran[1:3]:
         places = [part.split("=", 1)[1] for part in command if part.startswith(("Dir::State", "Dir::Cache"))]
-        assert len(places) == 2 and all(str(tmp_path) in place for place in places)
+        assert len(places) == 2
+        assert all(str(tmp_path) in place for place in places)
 
 
 @pytest.mark.net

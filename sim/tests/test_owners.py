@@ -49,7 +49,8 @@ def parts_of(shares: Shares) -> list[np.ndarray]:
 def test_no_row_belongs_to_two(num_owners: int, concentration: float, images: int, seed: int) -> None:
     rows = np.concatenate(parts_of(draw(num_owners, concentration, images, seed)))
     assert len(np.unique(rows)) == len(rows)
-    assert rows.min() >= 0 and rows.max() < len(DATA.y_N)
+    assert rows.min() >= 0
+    assert rows.max() < len(DATA.y_N)
 
 
 @settings(max_examples=40, deadline=None)

@@ -6,6 +6,7 @@ what the fleet sees is what it would see of a hacked device.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,8 +30,9 @@ SATURATION = 1e3  # moves every value beyond the shared scale, so each becomes t
 class SignFlipLearner:
     """Learn honestly, then contribute the opposite, as strongly as the gate allows.
 
-    The honest checkpoint is kept in memory and used for the next update and merge, so the attacker's own model stays good:
-    a free rider that harms the others.
+    The honest checkpoint is kept in memory and used for the next update and merge, so the attacker's own model stays
+    good: a free rider that harms the others. What was poisoned is sent again under every policy until the device learns
+    again (see `sense_again`).
 
     Args:
         inner: The learner that does the work.
@@ -89,6 +91,11 @@ class SignFlipLearner:
         honest = self._honest.get(name)
         # The store drops files that nobody points to, the honest one among them: written again, under the same name.
         return name if honest is None else write_checkpoint(folder, honest)
+
+
+def sense_again(samples: Path) -> None:
+    """Make a device believe that its samples are new, so that it learns from them once more."""
+    os.utime(samples)
 
 
 def break_graph(graph: bytes) -> bytes:

@@ -25,7 +25,7 @@ from typing_extensions import Self
 
 WINDOW_BYTES = 8
 MIN_DISTINCT_BYTES = 4  # of a pattern of numbers; fewer are zeros, steps and paddings
-MIN_DISTINCT_PIXELS = 6  # of a pattern of pixels, which as bytes are closer to what any message holds
+MIN_DISTINCT_PIXELS, MIN_DISTINCT_ENLARGED = 6, 3  # of a pattern of pixels, which any message may hold more easily
 PROBES = (3, 10, 17)  # where in a row of 28 pixels it is probed: the middle, where the thing in the picture is
 _TABLE_BITS = 24
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # multiplicative hashing: 2**64 divided by the golden ratio, Knuth 6.4
@@ -78,7 +78,6 @@ PIXEL_NUMBERS = (
     Form("pixels as float32, 0 to 1", lambda x: (x / np.float32(255)).astype("<f4"), 2),
     Form("pixels as float32, 0 to 255", lambda x: x.astype("<f4"), 2),
 )
-TEXT = "text"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +106,7 @@ class Patterns:
         for values in private:
             num_values += int(np.count_nonzero(values))
             found += [_telling(form.windows(values), MIN_DISTINCT_BYTES) for form in NUMBERS]
-            found.append(_telling(_digits(values), MIN_DISTINCT_BYTES))
+            found.append(_telling(_text(values), MIN_DISTINCT_BYTES))
         for rows in pixels:
             probed, num_telling = _probe(rows)
             num_rows += num_telling
@@ -157,31 +156,40 @@ def telling_row(rows: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.asarray(rows[np.argmax(_num_distinct(rows))])
 
 
-def _digits(values: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Return the first eight significant digits of values, in both ways Python writes a float32, uint8 [D, 8]."""
-    found = set()
-    for value in values:
-        for text in (str(value), str(float(value))):
-            digits = text.partition("e")[0].lstrip("-").replace(".", "").lstrip("0")
-            if len(digits) >= WINDOW_BYTES:
-                found.add(digits[:WINDOW_BYTES].encode())
-    # In a text the point may stand between the digits: "1.2345678".
-    found |= {digits[:1] + b"." + digits[1:-1] for digits in found}
-    return np.frombuffer(b"".join(sorted(found)), np.uint8).reshape(-1, WINDOW_BYTES)
+def _text(values: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Return the point of each value and seven digits behind it, in both ways Python writes a float32, uint8 [D, 8].
+
+    The point belongs to it: messages are full of hexadecimal digests, in which eight plain digits do turn up.
+    """
+    texts = {text.partition(".")[2][: WINDOW_BYTES - 1] for value in values for text in (str(value), str(float(value)))}
+    found = sorted(f".{text}" for text in texts if len(text) == WINDOW_BYTES - 1 and text.isdigit())
+    return np.frombuffer("".join(found).encode(), np.uint8).reshape(-1, WINDOW_BYTES)
 
 
 def _probe(rows: NDArray[np.uint8]) -> tuple[list[NDArray[np.uint64]], int]:
     """Return the windows of rows uint8 [R, W] where they are probed, and how many rows have a telling one."""
-    probes = [np.ascontiguousarray(rows[:, at : at + WINDOW_BYTES]) for at in PROBES]
-    tells = [_num_distinct(probe) >= MIN_DISTINCT_PIXELS for probe in probes]
-    found = []
-    for probe, tell in zip(probes, tells, strict=True):
-        chosen = probe[tell]
-        found.append(_as_windows(chosen))
-        for form in PIXEL_NUMBERS:  # the first two pixels of the probe
-            pairs = form.cast(chosen[:, :2].astype(np.float32).reshape(-1))
-            found.append(_telling(pairs.view(np.uint8).reshape(-1, WINDOW_BYTES), MIN_DISTINCT_BYTES))
-    return found, int(np.count_nonzero(np.any(tells, axis=0)))
+    found, tells = [], np.zeros(len(rows), np.bool_)
+    for at in PROBES:
+        probe = np.ascontiguousarray(rows[:, at : at + WINDOW_BYTES])
+        num_distinct = _num_distinct(probe)
+        # Few different pixels are telling only where there is no background: enlarged pictures repeat their pixels.
+        tell = (num_distinct >= MIN_DISTINCT_PIXELS) | ((num_distinct >= MIN_DISTINCT_ENLARGED) & probe.all(axis=1))
+        tells |= tell
+        found.append(_as_windows(probe[tell]))
+        pairs = _distinct_pairs(probe[tell])
+        for form in PIXEL_NUMBERS:
+            windows = form.cast(pairs.astype(np.float32).reshape(-1)).view(np.uint8).reshape(-1, WINDOW_BYTES)
+            found.append(_telling(windows, MIN_DISTINCT_BYTES))
+    return found, int(np.count_nonzero(tells))
+
+
+def _distinct_pairs(probe: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return the neighbours in rows uint8 [R, 8] that differ, each pair once, uint8 [D, 2]."""
+    seen = np.zeros(1 << 16, np.bool_)
+    seen[probe[:, :-1].astype(np.int64).reshape(-1) * 256 + probe[:, 1:].reshape(-1)] = True
+    pairs = np.flatnonzero(seen)
+    pairs = pairs[pairs // 256 != pairs % 256]
+    return np.stack([pairs // 256, pairs % 256], axis=1).astype(np.uint8)
 
 
 def _telling(windows: NDArray[np.uint8], least: int) -> NDArray[np.uint64]:
