@@ -33,6 +33,7 @@ from nfl_secure.identity import FleetCA, Principal, Role, SpiffeId, TokenStore
 
 _ROOT_PORTS: tuple[Literal["enrol_port", "flare_port", "admin_port"], ...] = ("enrol_port", "flare_port", "admin_port")
 _FIRST_VERSION_TIMEOUT_S = 300.0
+_LAST_FILE = "metadata/timestamp.json"
 
 
 class OtherFleetError(ConflictError):
@@ -255,7 +256,10 @@ def _seed_caches(config: FleetConfig, home: Path) -> None:
     root = SiteFolder.of_root(home)
     repository = Repository.open(root.repository, root.tuf_keys, utc_now)
     for leaf in config.leaves:
-        mirror = Mirror(SiteFolder.of_leaf(home, leaf.site).cache)
+        cache = SiteFolder.of_leaf(home, leaf.site).cache
+        if (cache / _LAST_FILE).exists():  # written last, so everything is there
+            continue
+        mirror = Mirror(cache)
         for path, data in repository.files_since(0):
             mirror.write(path, data)
 

@@ -22,14 +22,16 @@ def free_ports(count: int) -> list[int]:
 @pytest.fixture
 def config() -> FleetConfig:
     enrol, flare, admin, first, second = free_ports(5)
-    return FleetConfig.model_validate({
-        "fleet": {"name": "home"},
-        "root": {"enrol_port": enrol, "flare_port": flare, "admin_port": admin},
-        "leaves": [
-            {"site": "leaf-1", "region": "kitchen", "port": first},
-            {"site": "leaf-2", "region": "garden", "port": second},
-        ],
-    })
+    return FleetConfig.model_validate(
+        {
+            "fleet": {"name": "home"},
+            "root": {"enrol_port": enrol, "flare_port": flare, "admin_port": admin},
+            "leaves": [
+                {"site": "leaf-1", "region": "kitchen", "port": first},
+                {"site": "leaf-2", "region": "garden", "port": second},
+            ],
+        }
+    )
 
 
 @pytest.fixture

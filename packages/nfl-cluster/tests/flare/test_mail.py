@@ -126,12 +126,12 @@ def test_a_site_that_is_away_delays_nobody_else_and_gets_its_mail_later(network:
     network.boxes[ROOT].post(LEAF, "policy", b"later")
     network.boxes[ROOT].post(KEEPER, "policy", b"now")
     with carrying(network):
-        until(lambda: network.boxes[KEEPER].incoming())
+        until(network.boxes[KEEPER].incoming)
         assert network.boxes[LEAF].incoming() == []
         until(lambda: sum(1 for _, to, _ in network.sent if to == LEAF) > 3)
         assert all(size == 0 for _, to, size in network.sent if to == LEAF)  # it is asked, not sent to
         network.away.clear()
-        until(lambda: network.boxes[LEAF].incoming())
+        until(network.boxes[LEAF].incoming)
 
 
 def test_mail_for_an_unknown_site_is_buried_with_the_reason(network: Network, tmp_path: Path) -> None:
@@ -149,7 +149,7 @@ def test_an_unreadable_message_is_buried_and_holds_up_nothing(network: Network, 
     (tmp_path / "root/outbox/0-broken.msg").write_bytes(b"rubbish")
     network.boxes[ROOT].post(LEAF, "policy", b"good")
     with carrying(network):
-        until(lambda: network.boxes[LEAF].incoming())
+        until(network.boxes[LEAF].incoming)
     assert (tmp_path / "root/dead/0-broken.msg").exists()
 
 
@@ -191,4 +191,4 @@ def test_the_next_courier_goes_on_where_the_last_one_was_killed(tmp_path: Path, 
         until(lambda: network.sent)
     second = Network(tmp_path)
     with carrying(second):
-        until(lambda: second.boxes[LEAF].incoming())
+        until(second.boxes[LEAF].incoming)
