@@ -88,7 +88,7 @@ def load_images(cache: Path, *, say: Callable[[str], None] = _LOG.info) -> DataS
             name="fashion-mnist", source=name, x_NCHW=x_NCHW, y_N=np.concatenate([parts[1], parts[3]]).astype(np.int64)
         )
     say("Fashion-MNIST is out of reach here; going on with scikit-learn's digits, figures will differ")
-    return _digits()
+    return enlarged_digits()
 
 
 def _sources(cache: Path, say: Callable[[str], None]) -> Iterator[tuple[str, Path]]:
@@ -155,7 +155,8 @@ def _read(folder: Path, file: str) -> NDArray[np.uint8]:
     return np.frombuffer(gzip.decompress(packed), np.uint8, offset=header_bytes)
 
 
-def _digits() -> DataSet:
+def enlarged_digits() -> DataSet:
+    """Return scikit-learn's digits, enlarged to 28 x 28: what is there when nothing else is."""
     from sklearn.datasets import load_digits
 
     images, labels = load_digits(return_X_y=True)
