@@ -26,4 +26,5 @@ def test_a_fleet_has_a_service_and_a_courier_for_each_site_and_one_job_keeper() 
         assert specs[f"{site}-flare"].env["NFL_SITE"] == site
     assert specs["leaf-2-flare"].env["NFL_MAILBOX"] == "/a home/leaves/leaf-2/mailbox"
     assert specs["root-flare"].ready_port == ("127.0.0.1", 18441)
-    assert specs["flare-jobs"].after == ("root-flare",)
+    assert all(spec.after == () for spec in specs.values())
+    assert all(spec.says_ready for name, spec in specs.items() if name.endswith("-service"))

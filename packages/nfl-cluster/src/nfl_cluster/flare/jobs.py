@@ -32,6 +32,7 @@ from nfl_core.config import load_fleet
 from nfl_core.durable import make_folder, write_file
 
 POLL_S = 1.0  # each look leaves two of FLARE's timer threads behind for 65 s
+EAGER_POLL_S = 0.3  # while there is no job yet
 _CONNECT_S = 5.0
 _FLARE_ERRORS = (NoConnection, FlareInternalError, JobNotFound, JobNotDone, AuthenticationError, ConnectionError)
 _LOG = logging.getLogger(__name__)
@@ -142,6 +143,11 @@ class JobKeeper:
         self._num_failures = 0
         self._since = clock()
 
+    @property
+    def has_job(self) -> bool:
+        """Whether there is a job to watch."""
+        return self._job is not None
+
     def watch(self, office: Office) -> None:
         """Look once, and do what is due."""
         seen = self._remembered(office.look(self._job))
@@ -202,11 +208,11 @@ def run(home: Path) -> None:
                 office = FlareOffice(session)
                 while True:
                     keeper.watch(office)
-                    time.sleep(POLL_S)
+                    time.sleep(POLL_S if keeper.has_job else EAGER_POLL_S)
         except _FLARE_ERRORS as error:
             _LOG.warning("no session with FLARE's server: %s: %s", type(error).__name__, error)
             keeper.forget()
-            time.sleep(POLL_S)
+            time.sleep(EAGER_POLL_S)
 
 
 def _print(event: dict[str, object]) -> None:
