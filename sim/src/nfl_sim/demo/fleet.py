@@ -65,9 +65,10 @@ def config_for_demo() -> FleetConfig:
         "fleet": {"name": "demo"},
         "leaves": [{"site": leaf, "region": f"region-{number}"} for number, leaf in enumerate(LEAVES, 1)],
         "learning": {"batch_size": 16, "epochs_per_update": 3, "learning_rate": 0.05, "refit_steps": 20},
-        "privacy": {"n_min": 4, "batch_size": 5, "batch_max": 8, "window_s": 5.0},
+        "privacy": {"n_min": 3, "batch_size": 5, "batch_max": 8, "window_s": 3.0},
+        "keeper": {"n_min": 3},
         "rollout": {"waves": [0.2, 1.0], "min_soak_s": 0.3, "wave_deadline_s": 20.0, "max_failure_fraction": 0.6, "min_reports": 3},
-        "gates": {"max_drop_points": 2.0},
+        "gates": {"max_drop_points": 1.0},
         "root": {"batches_per_version": 4, "server_learning_rate": 1.5, "enrol_port": 0, "flare_port": 0, "admin_port": 0},
     })
 
@@ -82,8 +83,8 @@ def make_fleet(home: Path, *, cache: Path, num_devices: int, seed: int, say: Cal
     say(f"data: {len(data.y_N):,} images of {data.name} ({data.source})")
     devices = tuple(DeviceId(f"robot-{number:02d}") for number in range(1, num_devices + 1))
     _share(home, data, devices=devices, seed=seed)
-    config = init_fleet(home, config_for_demo())
-    say(f"fleet {config.fleet.name}: CA, {2 + len(config.leaves)} sites, start-up kits, version 1 signed")
+    config = init_fleet(home, config_for_demo(), say=say)
+
     return DemoFleet(home=home, config=config, devices=devices, data=f"real {data.name}" if data.name != "digits" else "scikit-learn's digits")
 
 

@@ -8,26 +8,29 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 
 import psutil
 
+from nfl_cluster.brain.content import Content, Contents
 from nfl_cluster.operations import send
 from nfl_cluster.processes import Supervisor
+from nfl_cluster.service import SiteFolder
 from nfl_core.durable import remove_file, write_file
 from nfl_core.errors import NflError
 from nfl_core.ids import DeviceId
 from nfl_edge.folder import DeviceFolder
 from nfl_edge.link import read_tap
+from nfl_ota import Repository
 from nfl_sim.demo.fleet import LEAVES, DemoFleet, baselines, device_hosts, enrol_devices
 from nfl_sim.demo.proof import prove
 from nfl_sim.demo.report import Accuracies, Accuracy, Moment, Proof, Report, Round, Versions
 from nfl_sim.demo.screen import Screen
 from nfl_sim.demo.watch import Event, Watch
-from nfl_sim.faults import break_graph
+from nfl_sim.faults import break_graph, sense_again
 
 TICK_S = 0.1
 MEMORY_EVERY_S = 0.5
@@ -113,42 +116,43 @@ class Story:
         return [version for version in view.complete if version > 1 and version in view.published and version not in view.overridden]
 
     def _attack(self) -> None:
-        # From the moment a version is out: devices learn from it as soon as they have merged it.
-        num_published = len(self.watch.state.published)
-        self._wait(lambda: len(self.watch.state.published) > num_published, deadline_s=60, what="the next version to be published")
         members = [device for device in self.fleet.devices if self.fleet.leaf_of(device) == _ATTACKED]
-        attackers = members[: max(1, round(0.7 * len(members)))]
-        write_file(self.fleet.control, "\n".join(attackers).encode())
-        self._fault(f"attack on {_ATTACKED}", f"{len(attackers)} of {len(members)} devices of {_ATTACKED} are hacked: they send the opposite of what they learn")
-        begun, since = self._now(), len(self.watch.events)
+        self._fault(f"attack on {_ATTACKED}", f"all {len(members)} devices of {_ATTACKED} are hacked: they send the opposite of what they learn")
+        begun, since, num_published = self._now(), 0, 0
+        attackers: set[DeviceId] = set()
 
         def is_over() -> bool:
+            nonlocal since, num_published
+            view = self.watch.state
+            if len(view.published) > num_published:  # strike at each version until one is refused
+                num_published, since = len(view.published), len(self.watch.events)
+                attackers.update(members)
+                self._set_attackers(attackers)
             for device in [device for device in attackers if self._has_struck(device, since=since)]:
                 attackers.remove(device)
-                write_file(self.fleet.control, "\n".join(attackers).encode())
-                self._clean(device)
-            return bool(self.watch.state.refused)
+                self._set_attackers(attackers)
+                sense_again(DeviceFolder(self.fleet.folder(device)).samples)
+            return bool(view.refused)
 
-        self._wait(is_over, deadline_s=60, what="a gate to refuse the poisoned candidate")
-        for device in attackers:
-            self._clean(device)
+        num_published = len(self.watch.state.published)
+        self._wait(is_over, deadline_s=90, what="a gate to refuse the poisoned candidate")
         remove_file(self.fleet.control)
+        for device in attackers:
+            sense_again(DeviceFolder(self.fleet.folder(device)).samples)
         self.moments.append(Moment(at_s=begun, until_s=self._now(), row=FAULTS, css="c-bad", label=""))
         self._good_versions(len(self._good()) + 1)
+
+    def _set_attackers(self, devices: Collection[DeviceId]) -> None:
+        write_file(self.fleet.control, "\n".join(sorted(devices)).encode())
 
     def _has_struck(self, device: DeviceId, *, since: int) -> bool:
         """Say whether a device has contributed what it learned after the event number `since`."""
         names = [event.name for event in self.watch.events[since:] if event.who == device]
         return "micro-update" in names and "contributed" in names[names.index("micro-update") :]
 
-    def _clean(self, device: DeviceId) -> None:
-        """Give a hacked device new samples (the same, newly sensed): it learns again, honestly, and contributes that."""
-        samples = DeviceFolder(self.fleet.folder(device)).samples
-        write_file(samples, samples.read_bytes())
-
     def _bad_version(self) -> None:
         path = self.fleet.home / "run/broken.onnx"
-        write_file(path, break_graph(self._graph()))
+        write_file(path, break_graph(self._first_version().graph))
         send(self.fleet.home, "override-publish", candidate="running", reason="the demo lets a bad export through", graph=str(path))
         self._fault("bad version let through", "an operator overrides the gates: a version whose graph yields infinities goes out")
         self._wait(lambda: bool(self.watch.state.rolled_back), deadline_s=60, what="devices to fall back and the root to roll back")
@@ -158,12 +162,10 @@ class Story:
             deadline_s=60, what="the restored version to be on all devices",
         )
 
-    def _graph(self) -> bytes:
-        from nfl_core.learning import create_model, export_graph, schema_of
-
-        model = self.fleet.config.model
-        module = create_model(model.name, num_classes=model.num_classes, input_shape=model.input_shape, seed=0)
-        return export_graph(module, schema_of(module, self.fleet.config.spec))
+    def _first_version(self) -> Content:
+        site = SiteFolder.of_root(self.fleet.home)
+        repository = Repository.open(site.repository, site.tuf_keys, lambda: datetime.now(timezone.utc))
+        return Contents(repository, site.repository).of(1)
 
     def _kill_leaf(self) -> None:
         before = sum(device.num_receipts for device in self.watch.state.devices.values())
@@ -174,7 +176,9 @@ class Story:
         killed_at = self._now()
         self.supervisor.kill(_KILLED)
         self.screen.say(f"{_KILLED} killed with SIGKILL: its service, its FLARE parent and its FLARE job process", style="bold red")
-        self._wait(lambda: self.supervisor.ready(f"{_KILLED}-service"), deadline_s=60, what=f"{_KILLED} to be back")
+        names = (f"{_KILLED}-service", f"{_KILLED}-flare")
+        self._wait(lambda: not any(map(self.supervisor.ready, names)), deadline_s=10, what=f"{_KILLED} to be gone")
+        self._wait(lambda: all(map(self.supervisor.ready, names)), deadline_s=60, what=f"{_KILLED} to be back")
         self.moments.append(Moment(at_s=killed_at, until_s=self._now(), row=FAULTS, css="c-kill", label=f"{_KILLED} killed, back"))
         self.screen.say(f"{_KILLED} is back and goes on with what is on its disk", style="green")
         self._good_versions(len(self._good()) + 1)
@@ -204,18 +208,11 @@ class Story:
                 nested=Accuracy.of(accuracies), local=Accuracy.of(rounds[-1].local), shared=Accuracy.of(rounds[-1].shared)
             ),
             bytes_up_per_device_per_version=proof.sent_bytes / max(1, receipts), bytes_contribution=contributions / max(1, receipts),
-            bytes_fp32=4 * self._num_shared(),
+            bytes_fp32=4 * self._first_version().schema.num_shared,
             versions=Versions(published=len(self._good()), refused=len(view.refused), rolled_back=len(view.rolled_back)),
             devices=len(self.fleet.devices), data=self.fleet.data, seed=self.seed, rounds=rounds,
             moments=self.moments, restarts=self.restarts, batches_bounded=len(view.bounded), proof=proof,
         )
-
-    def _num_shared(self) -> int:
-        from nfl_core.learning import create_model, schema_of
-
-        model = self.fleet.config.model
-        module = create_model(model.name, num_classes=model.num_classes, input_shape=model.input_shape, seed=0)
-        return schema_of(module, self.fleet.config.spec).num_shared
 
     def _rounds(self, num_rounds: int) -> list[Round]:
         nested: dict[str, list[float]] = {device: [] for device in self.fleet.devices}
