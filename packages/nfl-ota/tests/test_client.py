@@ -284,24 +284,54 @@ def test_fast_forward_is_undone_by_new_keys(world):
     world.server.files["metadata/timestamp.json"] = honest
     with pytest.raises(RollbackError):
         client.refresh(V1)
-    replace_timestamp_key(world)
+    replace_key(world, "timestamp", "metadata/timestamp.json")
     assert client.refresh(V1).version == 1
     world.server.files["metadata/timestamp.json"] = stolen
     with pytest.raises(SignatureError):
         client.refresh(V1)
 
 
-def replace_timestamp_key(world):
+def replace_key(world, role, *files):
+    """Let the root replace the key of a role, and sign what the server holds with the new one as well."""
     keys = world.repository._keys
     root = Metadata.from_bytes(world.server.files["metadata/1.root.json"]).signed
     new = CryptoSigner.generate_ed25519()
-    root.revoke_key(keys.public("timestamp").keyid, "timestamp")
-    root.add_key(new.public_key, "timestamp")
+    root.revoke_key(keys.public(role).keyid, role)
+    root.add_key(new.public_key, role)
     root.version = 2
     world.server.files["metadata/2.root.json"] = keys.sign(root, "root-1", "root-2")
-    timestamp = Metadata.from_bytes(world.server.files["metadata/timestamp.json"])
-    timestamp.sign(new)
-    world.server.files["metadata/timestamp.json"] = timestamp.to_bytes()
+    for path in files:
+        metadata = Metadata.from_bytes(world.server.files[path])
+        metadata.sign(new, append=True)
+        world.server.files[path] = metadata.to_bytes()
+    return new
+
+
+def test_fast_forward_of_the_targets_is_undone_by_a_new_snapshot_key(world):
+    """The snapshot names the number of the targets, so a new snapshot key lets that number sink, but no bundle's."""
+    world.publish(1)
+    honest = dict(world.server.files)
+    targets = forge(world, "metadata/2.targets.json", lambda s: setattr(s, "version", 900), sign_with=("targets",))
+    serve_targets(world, targets, 900)
+    client = world.client()
+    client.refresh(V1)
+    world.server.files = honest
+    with pytest.raises(RollbackError):
+        client.refresh(V1)
+    new = replace_key(world, "snapshot")
+    snapshot = Metadata.from_bytes(honest["metadata/2.snapshot.json"])
+    snapshot.signed.version = 901
+    snapshot.sign(new)
+    meta = MetaFile.from_data(901, snapshot.to_bytes(), ["sha256"])
+
+    def point_to_snapshot(signed):
+        signed.version, signed.snapshot_meta = 901, meta
+
+    world.server.files["metadata/901.snapshot.json"] = snapshot.to_bytes()
+    world.server.files["metadata/timestamp.json"] = forge(world, "metadata/timestamp.json", point_to_snapshot)
+    assert client.refresh(V1).version == 1
+    floor = Floor(world.folder / "device-floor").state
+    assert (floor.targets.number, floor.bundle.number) == (2, 1)
 
 
 def test_mix_and_match_is_refused(world):

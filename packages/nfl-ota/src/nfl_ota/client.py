@@ -29,7 +29,7 @@ from nfl_core.wire.limits import MAX_MANIFEST_BYTES, MAX_METADATA_BYTES
 from nfl_ota.archive import ChunkStore
 from nfl_ota.bundle import Bundle, BundleManifest, ChunkRef, open_bundle, verified_chunk
 from nfl_ota.errors import ManifestError
-from nfl_ota.floor import Floor, Mark
+from nfl_ota.floor import Floor
 from nfl_ota.tuf_adapter import DurableUpdater, Fetcher, our_errors
 
 
@@ -105,7 +105,7 @@ class BundleClient:
         manifest = BundleManifest.from_bytes(data)
         if manifest.target_path != target_path:
             raise ManifestError(f"the manifest at {target_path} is that of {manifest.target_path}")
-        bundle = Mark(number=manifest.version, keys=seen.targets.keys)
+        bundle = updater.bundle_mark(manifest.version)
         # Hours, so that a device that asks every second does not wear its flash out.
         hour = now.replace(minute=0, second=0, microsecond=0)
         self._floor.raise_to(seen.model_copy(update={"bundle": bundle, "seen_at": hour}))

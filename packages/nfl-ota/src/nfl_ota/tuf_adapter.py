@@ -102,12 +102,22 @@ class DurableUpdater(Updater):
         """Return the numbers of the roles that were verified so far in this refresh."""
         trusted = self._trusted_set
         root = trusted.root
+        # Who may drive a number up is who signs it or who names it: the snapshot names the number of the targets.
+        signers = {
+            Timestamp.type: (Timestamp.type,),
+            Snapshot.type: (Snapshot.type,),
+            Targets.type: (Snapshot.type, Targets.type),
+        }
         marks = {
-            name: Mark(number=trusted[name].version, keys=_fingerprint(root, name))
-            for name in (Timestamp.type, Snapshot.type, Targets.type)
+            name: Mark(number=trusted[name].version, keys=_fingerprint(root, *roles))
+            for name, roles in signers.items()
             if name in trusted
         }
         return FloorState(root=Mark(number=root.version)).model_copy(update=marks)
+
+    def bundle_mark(self, version: int) -> Mark:
+        """Return the mark of a bundle: the targets role alone vouches for its number."""
+        return Mark(number=version, keys=_fingerprint(self._trusted_set.root, Targets.type))
 
     def target_bytes(self, info: TargetFile, *, max_bytes: int) -> bytes:
         """Return a target, verified.
@@ -193,7 +203,7 @@ def our_errors() -> Iterator[None]:
         raise kind(f"cannot keep what was fetched: {error}") from error
 
 
-def _fingerprint(root: Root, role: str) -> str:
-    """Name the keys of a role, so that the floor notices when the root replaces them."""
-    keys = root.roles[role]
-    return digest_of(canonical_json([sorted(keys.keyids), keys.threshold]))[:32]
+def _fingerprint(root: Root, *roles: str) -> str:
+    """Name the keys of roles, so that the floor notices when the root replaces them."""
+    keys = [[sorted(root.roles[role].keyids), root.roles[role].threshold] for role in roles]
+    return digest_of(canonical_json(keys))[:32]
