@@ -107,6 +107,21 @@ def test_an_overridden_candidate_that_fails_on_canaries_is_halted_and_rolled_bac
     assert world.events("published")[-1]["version"] == 4
 
 
+def test_an_order_that_waits_for_a_rollout_goes_before_the_next_candidate(world: World) -> None:
+    """Else a fleet that contributes without a pause would never let an operator in."""
+    _attach(world)
+    _round(world)
+    assert world.events("published")[-1]["version"] == 2
+    send(world.home, "override-publish", candidate="running", reason="again, please")
+    world.settle()
+    assert not world.events("order"), "a rollout runs, so the order waits"
+    world.install_everywhere(DEVICES, seconds=2)
+    _round(world)  # there is enough for another candidate the moment the rollout ends
+    world.install_everywhere(DEVICES, seconds=6)
+    third = next(event for event in world.events("published") if event["version"] == 3)
+    assert third["override"] == "again, please"
+
+
 def test_operator_halts_pauses_and_rolls_back(world: World) -> None:
     _attach(world)
     _round(world)

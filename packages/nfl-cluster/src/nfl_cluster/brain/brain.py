@@ -4,7 +4,8 @@ Rules:
 
 * a step is decided, stored with its events in one durable record, and then carried out; what is carried out follows
   from the record alone and may be repeated. So the root can be killed anywhere: it goes on, and counts nothing twice;
-* a candidate is made when enough batches are in and no rollout is running; it is published when every gate passed;
+* a candidate is made when enough batches are in, no rollout is running and no order of an operator waits for the end of
+  one; it is published when every gate passed;
 * a round opens when everybody is offered the running version, after a refusal, when an operator asks, or when the open
   one has gone on for long while batches wait.
 """
@@ -88,6 +89,7 @@ class Brain:
             config, store=store, registry=registry, repository=repository, contents=contents, clock=clock
         )
         self._postman = Postman(config, mailbox=mailbox, store=store, repository=repository, intake=self._intake)
+        self._order_waits = False
         self._adopt_first_version()
 
     def tick(self) -> None:
@@ -98,6 +100,7 @@ class Brain:
             NflError: Anything else ends the root: its state is as it was.
         """
         self._intake.forget_halves()
+        self._order_waits = False
         for message in self._mailbox.incoming():
             is_done = self._take(message)
             self._commit()
@@ -156,7 +159,7 @@ class Brain:
         if state.candidate is not None and state.candidate.status == "judging":
             self._judge(state.candidate)
             self._commit()
-        elif state.plan is None and not state.is_paused and self._driver.phase is not Phase.RUNNING:
+        elif self._may_make_candidate():
             self._make_candidate()
             self._commit()
             if state.candidate is not None and state.candidate.status == "judging":
@@ -179,6 +182,11 @@ class Brain:
             if opened is not None:
                 self._intake.keep_policy(state.policy_id, opened)
             self._commit()
+
+    def _may_make_candidate(self) -> bool:
+        # An order that waits goes first: where batches never end, a rollout would run whenever it is looked at.
+        free = self._store.state.plan is None and self._driver.phase is not Phase.RUNNING
+        return free and not self._store.state.is_paused and not self._order_waits
 
     def _make_candidate(self) -> None:
         state = self._store.state
@@ -314,6 +322,7 @@ class Brain:
                 self._roll_back(order)
             case "override-publish":
                 if busy:
+                    self._order_waits = True
                     return False
                 self._override(order)
         self._store.tell("order", action=order.action, reason=order.reason)
