@@ -1,0 +1,3 @@
+"""Long proofs with a count; run by `nox -s campaign -- NAME COUNT`."""
+
+__all__: list[str] = []
