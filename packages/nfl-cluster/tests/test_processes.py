@@ -136,6 +136,21 @@ def test_a_process_that_runs_once_may_end(make: Callable[..., Supervisor]) -> No
     assert supervisor.pid("one") is None
 
 
+def test_a_command_that_does_not_exist_is_said(make: Callable[..., Supervisor]) -> None:
+    supervisor = make(spec(argv=("/no/such/program",)), policy=RestartPolicy(first_pause_s=0.01, max_deaths=1))
+    supervisor.start()
+    with pytest.raises(ProcessDiedError, match="No such file"):
+        until(supervisor, lambda: False)
+
+
+def test_niceness_and_environment_reach_the_process(make: Callable[..., Supervisor], tmp_path: Path) -> None:
+    argv = (sys.executable, "-c", "import os; print(os.nice(0), os.environ['WORD'], flush=True)")
+    supervisor = make(spec(argv=argv, nice=3, env={"WORD": "two words"}, once=True))
+    supervisor.start()
+    until(supervisor, lambda: supervisor.is_over("one"))
+    assert (tmp_path / "run/logs/one.log").read_text() == f"{os.nice(0) + 3} two words\n"
+
+
 def test_one_name_is_for_one_process(make: Callable[..., Supervisor]) -> None:
     with pytest.raises(ConflictError):
         make(spec(), spec())

@@ -4,7 +4,7 @@ Rules:
 
 - A process that dies is started again after a pause that doubles; one that dies too often ends the supervisor with
   `ProcessDiedError`, which says what died and what it said last.
-- Nothing is left behind: a process dies when the supervisor dies (`PR_SET_PDEATHSIG`), a group is killed with all its
+- Nothing is left behind: the kernel kills a process when its supervisor dies, a group is killed with all its
   descendants, and a second start on the same folder first looks who still runs there.
 - All calls come from the main thread: the death signal follows the thread that started a process.
 
@@ -17,13 +17,13 @@ Rules:
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
 import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -39,8 +39,16 @@ STOP_GRACE_S = 4.0
 MAX_LOG_BYTES = 8 * 1024 * 1024  # of one process; as much again in NAME.log.1
 LAST_LINES = 12
 _LOG_LOOK_S = 5.0
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
-_LIBC = ctypes.CDLL(None, use_errno=True)
+# Asks for the death signal (prctl option 1, SIGKILL), then becomes the process. Not a preexec_fn: that would fork this
+# process with all its libraries, and gRPC's threads do not survive a fork.
+_SHIM = """
+import ctypes, os, sys
+ctypes.CDLL(None).prctl(1, 9, 0, 0, 0)
+if os.getppid() != int(sys.argv[1]):  # the supervisor died before the line above
+    os._exit(1)
+os.nice(int(sys.argv[2]))
+os.execvp(sys.argv[3], sys.argv[3:])
+"""
 
 
 class AlreadyRunningError(ConflictError):
@@ -234,13 +242,12 @@ class Supervisor:
         running.log_offset = log.stat().st_size if log.exists() else 0
         with log.open("ab") as out:
             running.process = subprocess.Popen(
-                spec.argv,
+                [sys.executable, "-I", "-S", "-c", _SHIM, str(os.getpid()), str(spec.nice), *spec.argv],
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **spec.env},
                 start_new_session=True,
-                preexec_fn=_before_exec(os.getpid(), spec.nice),  # noqa: PLW1509  one thread starts processes, see rules
             )
         self._say("started" if not running.deaths else "restarted", spec.name, pid=running.process.pid)
 
@@ -372,17 +379,6 @@ def takes_connections(host: str, port: int) -> bool:
     with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=0.2):
         return True
     return False
-
-
-def _before_exec(parent: int, nice: int) -> Callable[[], None]:
-    def prepare() -> None:
-        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        if os.getppid() != parent:  # the supervisor died before the line above
-            os._exit(1)
-        if nice:
-            os.nice(nice)
-
-    return prepare
 
 
 def _says_ready(line: bytes) -> bool:
