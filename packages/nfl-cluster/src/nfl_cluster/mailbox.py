@@ -1,7 +1,7 @@
 """The durable post office between a site's service and the courier that travels to other sites.
 
-A site has one mailbox folder. Its service posts messages and reads what arrived; its courier (a FLARE job process) carries
-outgoing messages to the peer's courier, which delivers them into the peer's mailbox. Rules:
+A site has one mailbox folder. Its service posts messages and reads what arrived; its courier (a FLARE job process)
+carries outgoing messages to the peer's courier, which delivers them into the peer's mailbox. Rules:
 
 - A message is one file, written durably before anybody acts on it.
 - The sender's copy goes away only after the peer's courier said that its copy is safe (`acknowledge` after `deliver`).
@@ -68,7 +68,9 @@ class Mailbox:
     """
 
     def __init__(self, folder: Path, *, clock_ns: Callable[[], int] = time.time_ns) -> None:
-        self._outbox, self._inbox, self._seen, self._dead = (folder / name for name in ("outbox", "inbox", "seen", "dead"))
+        self._outbox, self._inbox, self._seen, self._dead = (
+            folder / name for name in ("outbox", "inbox", "seen", "dead")
+        )
         for place in (self._outbox, self._inbox, self._seen, self._dead):
             make_folder(place)
         self._clock_ns = clock_ns
@@ -95,7 +97,9 @@ class Mailbox:
         name = self._next_id() if message_id is None else message_id
         path = self._outbox / f"{_checked(name, _ID, 'message id')}.msg"
         if not path.exists():
-            write_file(path, _encode(Message(message_id=name, peer=to, kind=_checked(kind, _KIND, "kind"), payload=payload)))
+            write_file(
+                path, _encode(Message(message_id=name, peer=to, kind=_checked(kind, _KIND, "kind"), payload=payload))
+            )
         return name
 
     def outgoing(self) -> list[Message]:

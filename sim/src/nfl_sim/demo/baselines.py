@@ -1,7 +1,7 @@
-"""The two learners that the nested ones are measured against, on the same data and steps: alone, and sharing everything.
+"""The two learners that the nested ones are measured against, on the same data and steps: alone, and sharing all.
 
-Runs as a process of its own beside the fleet and appends one line a round to a file, so that the demo can compare at the
-number of micro-updates that the devices really made.
+Runs as a process of its own beside the fleet and appends one line a round to a file, so that the demo can compare at
+the number of micro-updates that the devices really made.
 
 Run as `python -m nfl_sim.demo.baselines --home HOME --rounds N --out FILE`.
 """

@@ -117,10 +117,10 @@ def timeline(marks: Sequence[Mark], *, end_s: float, rows: Sequence[str], title:
         parts.append(
             f'<text class="fill small {mark.css}" x="{x:.1f}" y="{y + (20 if flip[mark.row] else -10)}" text-anchor="{anchor}">{escape(mark.label)}</text>'
         )
-    for second in range(0, int(end_s) + 1, 10):
-        parts.append(
-            f'<text class="axis" x="{across(second):.1f}" y="{height - 8}" text-anchor="middle">{second} s</text>'
-        )
+    parts += [
+        f'<text class="axis" x="{across(second):.1f}" y="{height - 8}" text-anchor="middle">{second} s</text>'
+        for second in range(0, int(end_s) + 1, 10)
+    ]
     return _svg(parts, height=height, title=title)
 
 

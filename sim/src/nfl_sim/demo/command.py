@@ -12,12 +12,14 @@ def demo(
     versions: Annotated[int, typer.Option(min=4, max=50, help="Good versions to publish.")] = 6,
     seed: Annotated[int, typer.Option(help="Decides who owns which images, and the order of samples.")] = 0,
     *,
-    keep: Annotated[bool, typer.Option("--keep", help="Leave the fleet running for a look around, until Ctrl-C.")] = False,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Leave the fleet running for a look around, until Ctrl-C.")
+    ] = False,
 ) -> None:
     """Watch a whole fleet on this machine: learn, seal, sum, validate, sign, roll out, merge, fall back, go on.
 
-    Real FLARE processes, real mutual TLS, real signatures, real images. Everything it makes is below NFL_HOME/demo; it ends
-    with a table, report.json and report.html there.
+    Real FLARE processes, real mutual TLS, real signatures, real images. Everything it makes is below NFL_HOME/demo; it
+    ends with a table, report.json and report.html there.
 
     Examples:
         nfl demo
@@ -25,8 +27,8 @@ def demo(
         nfl demo --versions 12 --seed 3
     """
     from nfl_core.cli.console import emit_result, invocation
-    from nfl_sim.demo.run import run_demo
     from nfl_sim.demo.report import table_of
+    from nfl_sim.demo.run import run_demo
 
     report = run_demo(invocation().home, num_devices=devices, num_versions=versions, seed=seed, keep=keep)
     emit_result(report, text=table_of(report))

@@ -1,4 +1,4 @@
-"""Make and run the demo's fleet with the product's own means: init, enrolment by one-time token, supervised processes."""
+"""Make and run the demo's fleet with the product's own means: init, enrolment by token, supervised processes."""
 
 from __future__ import annotations
 
@@ -61,16 +61,30 @@ class DemoFleet:
 
 def config_for_demo() -> FleetConfig:
     """Return the demo's fleet.toml: small batches and short waits, everything else as the product's defaults are."""
-    return FleetConfig.model_validate({
-        "fleet": {"name": "demo"},
-        "leaves": [{"site": leaf, "region": f"region-{number}"} for number, leaf in enumerate(LEAVES, 1)],
-        "learning": {"batch_size": 16, "epochs_per_update": 3, "learning_rate": 0.05, "refit_steps": 20},
-        "privacy": {"n_min": 3, "batch_size": 5, "batch_max": 8, "window_s": 3.0},
-        "keeper": {"n_min": 3},
-        "rollout": {"waves": [0.2, 1.0], "min_soak_s": 0.3, "wave_deadline_s": 20.0, "max_failure_fraction": 0.6, "min_reports": 3},
-        "gates": {"max_drop_points": 1.0},
-        "root": {"batches_per_version": 4, "server_learning_rate": 1.5, "enrol_port": 0, "flare_port": 0, "admin_port": 0},
-    })
+    return FleetConfig.model_validate(
+        {
+            "fleet": {"name": "demo"},
+            "leaves": [{"site": leaf, "region": f"region-{number}"} for number, leaf in enumerate(LEAVES, 1)],
+            "learning": {"batch_size": 16, "epochs_per_update": 3, "learning_rate": 0.05, "refit_steps": 20},
+            "privacy": {"n_min": 3, "batch_size": 5, "batch_max": 8, "window_s": 3.0},
+            "keeper": {"n_min": 3},
+            "rollout": {
+                "waves": [0.2, 1.0],
+                "min_soak_s": 0.3,
+                "wave_deadline_s": 20.0,
+                "max_failure_fraction": 0.6,
+                "min_reports": 3,
+            },
+            "gates": {"max_drop_points": 1.0},
+            "root": {
+                "batches_per_version": 4,
+                "server_learning_rate": 1.5,
+                "enrol_port": 0,
+                "flare_port": 0,
+                "admin_port": 0,
+            },
+        }
+    )
 
 
 def make_fleet(home: Path, *, cache: Path, num_devices: int, seed: int, say: Callable[[str], None]) -> DemoFleet:
@@ -85,12 +99,23 @@ def make_fleet(home: Path, *, cache: Path, num_devices: int, seed: int, say: Cal
     _share(home, data, devices=devices, seed=seed)
     config = init_fleet(home, config_for_demo(), say=say)
 
-    return DemoFleet(home=home, config=config, devices=devices, data=f"real {data.name}" if data.name != "digits" else "scikit-learn's digits")
+    return DemoFleet(
+        home=home,
+        config=config,
+        devices=devices,
+        data=f"real {data.name}" if data.name != "digits" else "scikit-learn's digits",
+    )
 
 
 def _share(home: Path, data: DataSet, *, devices: Sequence[DeviceId], seed: int) -> None:
     generator = np.random.default_rng(seed)
-    shares = share_out(data, num_owners=len(devices), concentration=CONCENTRATION, images_per_owner=IMAGES_PER_OWNER, generator=generator)
+    shares = share_out(
+        data,
+        num_owners=len(devices),
+        concentration=CONCENTRATION,
+        images_per_owner=IMAGES_PER_OWNER,
+        generator=generator,
+    )
     for device, owner in zip(devices, shares.owners, strict=True):
         write_owner(DeviceFolder(home / "devices" / device).samples, data, owner)
     write_shadow(home / "root/heldout.safetensors", data, shares.heldout)
@@ -124,13 +149,36 @@ def device_hosts(fleet: DemoFleet) -> list[ProcessSpec]:
     specs = []
     for number in range(HOSTS):
         mine = [str(fleet.folder(device)) for device in fleet.devices[number::HOSTS]]
-        command = [sys.executable, "-m", "nfl_sim.demo.host", "--taps", str(fleet.taps), "--control", str(fleet.control), *mine]
-        specs.append(ProcessSpec(name=f"device-host-{number + 1}", group=f"device-host-{number + 1}", argv=tuple(command)))
+        command = [
+            sys.executable,
+            "-m",
+            "nfl_sim.demo.host",
+            "--taps",
+            str(fleet.taps),
+            "--control",
+            str(fleet.control),
+            *mine,
+        ]
+        specs.append(
+            ProcessSpec(name=f"device-host-{number + 1}", group=f"device-host-{number + 1}", argv=tuple(command))
+        )
     return specs
 
 
 def baselines(fleet: DemoFleet, *, num_rounds: int, seed: int) -> ProcessSpec:
     """Return the process of the two learners that the nested ones are measured against."""
     out = fleet.home / "run/baselines.jsonl"
-    command = [sys.executable, "-m", "nfl_sim.demo.baselines", "--home", str(fleet.home), "--rounds", str(num_rounds), "--out", str(out), "--seed", str(seed)]
+    command = [
+        sys.executable,
+        "-m",
+        "nfl_sim.demo.baselines",
+        "--home",
+        str(fleet.home),
+        "--rounds",
+        str(num_rounds),
+        "--out",
+        str(out),
+        "--seed",
+        str(seed),
+    ]
     return ProcessSpec(name="baselines", group="baselines", argv=tuple(command), once=True, nice=19)

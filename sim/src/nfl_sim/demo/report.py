@@ -1,6 +1,7 @@
 """What is left of a demo: figures, as `report.json`, and a table for the terminal.
 
-The keys `seconds`, `peak_rss_mb`, `accuracy`, `bytes_up_per_device_per_version`, `bytes_fp32` and `versions` are a contract.
+These keys are a contract: `seconds`, `peak_rss_mb`, `accuracy`, `bytes_up_per_device_per_version`, `bytes_fp32` and
+`versions`.
 """
 
 from __future__ import annotations
@@ -115,7 +116,7 @@ class Report(_Part):
     Attributes:
         seconds: From the first step to the last, without the set-up of the environment.
         peak_rss_mb: Largest resident memory of the whole process tree, MB.
-        bytes_up_per_device_per_version: All that a device sends, headers and polls included, a version that it contributed to.
+        bytes_up_per_device_per_version: All that a device sends, headers and polls included, a contribution.
         bytes_contribution: One sealed contribution with its envelope.
         bytes_fp32: The shared levels as float32.
     """

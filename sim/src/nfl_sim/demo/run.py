@@ -44,7 +44,14 @@ def run_demo(home: Path, *, num_devices: int, num_versions: int, seed: int, keep
             fleet = make_fleet(folder, cache=home / "data", num_devices=num_devices, seed=seed, say=screen.say)
             supervisor = supervise(fleet)
             try:
-                story = Story(fleet=fleet, supervisor=supervisor, screen=screen, num_versions=num_versions, seed=seed, started=started)
+                story = Story(
+                    fleet=fleet,
+                    supervisor=supervisor,
+                    screen=screen,
+                    num_versions=num_versions,
+                    seed=seed,
+                    started=started,
+                )
                 report = story.play()
                 pages = write_report(folder, report)
                 screen.say(f"report: {pages[0]} and {pages[1]}", style="bold")

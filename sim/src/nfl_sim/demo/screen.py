@@ -29,7 +29,10 @@ _LOOKS = {
     "fault": ("!", "bold red"),
     "leaf away": ("?", "yellow"),
 }
-_LEGEND = "s starting  - at rest  f fetching  p probation  l learned  u sending  B fell back  ? leaf away  x merge refused  ! fault"
+_LEGEND = (
+    "s starting  - at rest  f fetching  p probation  l learned  u sending  "
+    "B fell back  ? leaf away  x merge refused  ! fault"
+)
 LINES = 12
 
 
@@ -94,7 +97,10 @@ def _fleet(view: FleetView) -> RenderableType:
     if accuracies:
         mean, worst = 100 * sum(accuracies) / len(accuracies), 100 * min(accuracies)
         table.add_row("accuracy on own test images", f"mean {mean:.1f} %   worst {worst:.1f} %")
-    versions = f"published {len(view.published)}   refused {len(view.refused)}   rolled back {len(view.rolled_back)}   batches bounded {len(view.bounded)}"
+    versions = (
+        f"published {len(view.published)}   refused {len(view.refused)}   "
+        f"rolled back {len(view.rolled_back)}   batches bounded {len(view.bounded)}"
+    )
     table.add_row("versions", versions)
     table.add_row(
         "micro-updates, receipts",

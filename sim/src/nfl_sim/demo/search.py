@@ -203,7 +203,8 @@ def _as_windows(windows: NDArray[np.uint8]) -> NDArray[np.uint64]:
 def _num_distinct(rows: NDArray[np.uint8]) -> NDArray[np.int64]:
     """Return the number of different bytes in each row."""
     ordered = np.sort(rows, axis=1)
-    return 1 + np.count_nonzero(ordered[:, 1:] != ordered[:, :-1], axis=1)
+    changes: NDArray[np.int64] = np.count_nonzero(ordered[:, 1:] != ordered[:, :-1], axis=1).astype(np.int64)
+    return changes + 1
 
 
 def _distinct(windows: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -1,7 +1,7 @@
 """What happens in the demo, and when: good versions, an attack, a bad version let through, a killed leaf, the end.
 
-Every chapter waits for what the fleet itself reports. A chapter that does not get there in its time ends the demo with an
-error that says what was waited for and what to look at.
+Every chapter waits for what the fleet itself reports. A chapter that does not get there in its time ends the demo with
+an error that says what was waited for and what to look at.
 """
 
 from __future__ import annotations
@@ -104,20 +104,34 @@ class Story:
         self._wait(lambda: self.supervisor.ready("root-service"), deadline_s=60, what="the root's service to serve")
         enrol_devices(self.fleet)
         self.screen.say(f"{len(self.fleet.devices)} devices enrolled: own keys, own certificates, tokens used up")
-        for spec in (*device_hosts(self.fleet), baselines(self.fleet, num_rounds=self.num_versions + 4, seed=self.seed)):
+        for spec in (
+            *device_hosts(self.fleet),
+            baselines(self.fleet, num_rounds=self.num_versions + 4, seed=self.seed),
+        ):
             self.supervisor.add(spec)
 
     def _good_versions(self, number: int) -> None:
         """Wait until that many good versions have been rolled out to the end."""
-        self._wait(lambda: len(self._good()) >= number, deadline_s=20 * number + 60, what=f"good version number {number} to be on all devices")
+        self._wait(
+            lambda: len(self._good()) >= number,
+            deadline_s=20 * number + 60,
+            what=f"good version number {number} to be on all devices",
+        )
 
     def _good(self) -> list[int]:
         view = self.watch.state
-        return [version for version in view.complete if version > 1 and version in view.published and version not in view.overridden]
+        return [
+            version
+            for version in view.complete
+            if version > 1 and version in view.published and version not in view.overridden
+        ]
 
     def _attack(self) -> None:
         members = [device for device in self.fleet.devices if self.fleet.leaf_of(device) == _ATTACKED]
-        self._fault(f"attack on {_ATTACKED}", f"all {len(members)} devices of {_ATTACKED} are hacked: they send the opposite of what they learn")
+        self._fault(
+            f"attack on {_ATTACKED}",
+            f"all {len(members)} devices of {_ATTACKED} are hacked: they send the opposite of what they learn",
+        )
         begun, since, num_published = self._now(), 0, 0
         attackers: set[DeviceId] = set()
 
@@ -153,13 +167,30 @@ class Story:
     def _bad_version(self) -> None:
         path = self.fleet.home / "run/broken.onnx"
         write_file(path, break_graph(self._first_version().graph))
-        send(self.fleet.home, "override-publish", candidate="running", reason="the demo lets a bad export through", graph=str(path))
-        self._fault("bad version let through", "an operator overrides the gates: a version whose graph yields infinities goes out")
-        self._wait(lambda: bool(self.watch.state.rolled_back), deadline_s=60, what="devices to fall back and the root to roll back")
+        send(
+            self.fleet.home,
+            "override-publish",
+            candidate="running",
+            reason="the demo lets a bad export through",
+            graph=str(path),
+        )
+        self._fault(
+            "bad version let through",
+            "an operator overrides the gates: a version whose graph yields infinities goes out",
+        )
+        self._wait(
+            lambda: bool(self.watch.state.rolled_back),
+            deadline_s=60,
+            what="devices to fall back and the root to roll back",
+        )
         restored = len(self.watch.state.restoring)
         self._wait(
-            lambda: restored <= len([version for version in self.watch.state.restoring if version in self.watch.state.complete]),
-            deadline_s=60, what="the restored version to be on all devices",
+            lambda: (
+                restored
+                <= len([version for version in self.watch.state.restoring if version in self.watch.state.complete])
+            ),
+            deadline_s=60,
+            what="the restored version to be on all devices",
         )
 
     def _first_version(self) -> Content:
@@ -171,15 +202,20 @@ class Story:
         before = sum(device.num_receipts for device in self.watch.state.devices.values())
         self._wait(
             lambda: sum(device.num_receipts for device in self.watch.state.devices.values()) >= before + 3,
-            deadline_s=60, what="contributions of the next round",
+            deadline_s=60,
+            what="contributions of the next round",
         )
         killed_at = self._now()
         self.supervisor.kill(_KILLED)
-        self.screen.say(f"{_KILLED} killed with SIGKILL: its service, its FLARE parent and its FLARE job process", style="bold red")
+        self.screen.say(
+            f"{_KILLED} killed with SIGKILL: its service, its FLARE parent and its FLARE job process", style="bold red"
+        )
         names = (f"{_KILLED}-service", f"{_KILLED}-flare")
         self._wait(lambda: not any(map(self.supervisor.ready, names)), deadline_s=10, what=f"{_KILLED} to be gone")
         self._wait(lambda: all(map(self.supervisor.ready, names)), deadline_s=60, what=f"{_KILLED} to be back")
-        self.moments.append(Moment(at_s=killed_at, until_s=self._now(), row=FAULTS, css="c-kill", label=f"{_KILLED} killed, back"))
+        self.moments.append(
+            Moment(at_s=killed_at, until_s=self._now(), row=FAULTS, css="c-kill", label=f"{_KILLED} killed, back")
+        )
         self.screen.say(f"{_KILLED} is back and goes on with what is on its disk", style="green")
         self._good_versions(len(self._good()) + 1)
 
@@ -201,17 +237,31 @@ class Story:
         view, rounds = self.watch.state, self._rounds(num_rounds)
         receipts = sum(device.num_receipts for device in view.devices.values())
         sent = [read_tap(path) for path in sorted(self.fleet.taps.glob("*.tap"))]
-        contributions = sum(len(message) for messages in sent for method, message in messages if method.endswith("Contribute"))
+        contributions = sum(
+            len(message) for messages in sent for method, message in messages if method.endswith("Contribute")
+        )
         return Report(
-            seconds=self._now(), peak_rss_mb=self.peak_rss_bytes / 1e6,
+            seconds=self._now(),
+            peak_rss_mb=self.peak_rss_bytes / 1e6,
             accuracy=Accuracies(
-                nested=Accuracy.of(accuracies), local=Accuracy.of(rounds[-1].local), shared=Accuracy.of(rounds[-1].shared)
+                nested=Accuracy.of(accuracies),
+                local=Accuracy.of(rounds[-1].local),
+                shared=Accuracy.of(rounds[-1].shared),
             ),
-            bytes_up_per_device_per_version=proof.sent_bytes / max(1, receipts), bytes_contribution=contributions / max(1, receipts),
+            bytes_up_per_device_per_version=proof.sent_bytes / max(1, receipts),
+            bytes_contribution=contributions / max(1, receipts),
             bytes_fp32=4 * self._first_version().schema.num_shared,
-            versions=Versions(published=len(self._good()), refused=len(view.refused), rolled_back=len(view.rolled_back)),
-            devices=len(self.fleet.devices), data=self.fleet.data, seed=self.seed, rounds=rounds,
-            moments=self.moments, restarts=self.restarts, batches_bounded=len(view.bounded), proof=proof,
+            versions=Versions(
+                published=len(self._good()), refused=len(view.refused), rolled_back=len(view.rolled_back)
+            ),
+            devices=len(self.fleet.devices),
+            data=self.fleet.data,
+            seed=self.seed,
+            rounds=rounds,
+            moments=self.moments,
+            restarts=self.restarts,
+            batches_bounded=len(view.bounded),
+            proof=proof,
         )
 
     def _rounds(self, num_rounds: int) -> list[Round]:
@@ -222,8 +272,10 @@ class Story:
         rows = self._baselines()[:num_rounds]
         return [
             Round(
-                number=i + 1, nested=[curve[i] for curve in nested.values() if len(curve) > i],
-                local=list(row["local"]), shared=list(row["shared"]),
+                number=i + 1,
+                nested=[curve[i] for curve in nested.values() if len(curve) > i],
+                local=list(row["local"]),
+                shared=list(row["shared"]),
             )
             for i, row in enumerate(rows)
         ]
@@ -257,20 +309,31 @@ class Story:
         version = f"v{int(event.number('version'))}"
         if event.who != "root":
             if event.name == "fell-back":
-                self.screen.say(f"{event.who} falls back by itself from {version}: {event.text('why')}", style="bold red")
+                self.screen.say(
+                    f"{event.who} falls back by itself from {version}: {event.text('why')}", style="bold red"
+                )
             elif event.name == "agent-restarted":
                 self.screen.say(f"{event.who} starts again after a fault: {event.text('why')}", style="red")
             return
         at_s = (event.at - self.started_at).total_seconds()
         match event.name:
             case "published":
-                self.screen.say(f"{version} published, signed{' (gates overridden)' if event.figures.get('override') else ''}", style="bold green")
+                self.screen.say(
+                    f"{version} published, signed{' (gates overridden)' if event.figures.get('override') else ''}",
+                    style="bold green",
+                )
                 self._mark(at_s, PUBLISHED, "c-bad" if event.figures.get("override") else "c-nested", version)
             case "gate-refused":
-                self.screen.say(f"candidate refused by gate {event.text('gate')}: {event.text('why')}", style="bold red")
+                self.screen.say(
+                    f"candidate refused by gate {event.text('gate')}: {event.text('why')}", style="bold red"
+                )
                 self._mark(at_s, REFUSED, "c-bad", f"{event.text('gate')}")
             case "batch-bounded":
-                self.screen.say(f"batch {event.text('batch')[:8]} pushed down: norm {event.number('norm'):.2f}, bound {event.number('bound'):.2f}", style="yellow")
+                self.screen.say(
+                    f"batch {event.text('batch')[:8]} pushed down: norm {event.number('norm'):.2f}, "
+                    f"bound {event.number('bound'):.2f}",
+                    style="yellow",
+                )
             case "wave-opened":
                 self.screen.say(f"{version}: wave of {100 * event.number('fraction'):.0f} %")
                 self._mark(at_s, ROLLOUT, "c-shared", f"{100 * event.number('fraction'):.0f} %")
@@ -278,7 +341,10 @@ class Story:
                 self.screen.say(f"{version} halted: {event.text('why')}", style="bold red")
                 self._mark(at_s, ROLLOUT, "c-bad", "halt")
             case "rolled-back":
-                self.screen.say(f"{version} rolled back: v{event.text('new_version')} brings v{event.text('to')} back", style="yellow")
+                self.screen.say(
+                    f"{version} rolled back: v{event.text('new_version')} brings v{event.text('to')} back",
+                    style="yellow",
+                )
                 self._mark(at_s, ROLLOUT, "c-bad", f"back to v{event.text('to')}")
             case "rollout-complete":
                 self.screen.say(f"{version} is on all devices", style="green")

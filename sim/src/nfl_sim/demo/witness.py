@@ -1,6 +1,6 @@
 """Witnesses inside of the demo's device hosts: they write down what the product must keep to itself, for the proof.
 
-- `PutIn` records the integers that go into each mask: `FOLDER/put-in/CONTRIBUTION.safetensors`, int64 [P + 1], weight last
+- `PutIn` records the integers that go into each mask: `FOLDER/put-in/CONTRIBUTION.safetensors`, int64 [P + 1], weight
 - `PrivateValues` records the private levels after each step of learning: `FOLDER/private/DEVICE.f32`
 """
 
