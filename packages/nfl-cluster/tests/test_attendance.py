@@ -39,8 +39,10 @@ def hello(attendance: Attendance, device: DeviceId, version: int) -> int:
     return attendance.hello(device, request, is_served=True).version
 
 
-def report(attendance: Attendance, device: DeviceId, sequence: int, *, version: int, fallbacks: int = 0) -> None:
-    counters = {metrics.DEVICE_FALLBACKS: fallbacks}
+def report(
+    attendance: Attendance, device: DeviceId, sequence: int, *, version: int, fallbacks: int = 0, refusals: int = 0
+) -> None:
+    counters = {metrics.DEVICE_FALLBACKS: fallbacks, metrics.DEVICE_MERGES_REFUSED: refusals}
     attendance.report(device, device_pb2.ReportRequest(sequence=sequence, installed_version=version, counters=counters))
 
 
@@ -81,3 +83,21 @@ def test_a_device_that_is_heard_of_by_its_report_belongs_to_the_open_wave(attend
     report(attendance, OTHER, 1, version=1)
     assert hello(attendance, OTHER, 1) == 2
     assert counts(attendance).attached == 2
+
+
+def test_who_refused_content_has_answered_when_it_comes_back(attendance: Attendance, tmp_path: Path) -> None:
+    """After a rollback the older content goes out under a new number; whoever refused it once stays silent about it."""
+    refused, bad = "6" * 64, "7" * 64
+    follow(attendance, 2, digest=refused)
+    hello(attendance, ROBOT, 1)
+    report(attendance, ROBOT, 1, version=1, refusals=1)
+    assert counts(attendance).merge_refused == 1
+    follow(attendance, 3, digest=bad)
+    hello(attendance, ROBOT, 1)
+    assert counts(attendance).merge_refused == 0
+    follow(attendance, 4, digest=refused)
+    hello(attendance, ROBOT, 1)
+    found = counts(attendance)
+    assert (found.merge_refused, found.healthy, found.installed) == (1, 0, 0)
+    again = Attendance(tmp_path / "devices", leaf=LeafId("leaf-1"), region=RegionId("north"))
+    assert counts(again).merge_refused == 1

@@ -5,8 +5,10 @@ Rules:
 * a device is attached when it has said hello once; it stays, also when it is away;
 * a device in an open wave is offered the version, and goes on being offered it when others join;
 * everybody else is offered what ran before, unless the device runs something newer already: nothing goes backwards;
-* counts are cumulative, each device once: it is healthy when it runs the version's content, has fallen back or has
-  refused the merge when its counter rose since it was first offered the version.
+* counts are cumulative, each device once: it is healthy when it runs the version, has fallen back or has refused the
+  merge when its counter rose since it was first offered the version;
+* a device that refused content is not asked again when the same content comes back under another number: it does not
+  answer, so a restored version would wait for it until the end of its wave.
 """
 
 from __future__ import annotations
@@ -41,6 +43,7 @@ class DeviceRecord(_Strict):
     offered: int = 0
     fallbacks_before: int = 0
     refusals_before: int = 0
+    refused: str = ""  # content digest of the last version that it refused to merge
 
 
 class _State(_Strict):
@@ -112,6 +115,9 @@ class Attendance:
             raise MalformedError(f"rollout is of region {rollout.region[:64]!r}, expected {self._region}")
         if message_id <= self._state.rollout_id:
             return False
+        for known in self._state.devices.values():
+            if self._fate(known) == "merge-refused":
+                known.refused = self._rollout.digest
         self._state.rollout_id, self._state.rollout = message_id, rollout.SerializeToString(deterministic=True).hex()
         self._rollout, self._members, self._dirty = rollout, None, True
         self.flush()
@@ -221,25 +227,27 @@ class Attendance:
             leaf=self._leaf, region=self._region, version=rollout.version, attached=len(self._state.devices)
         )
         for known in self._state.devices.values():
-            # By version, not by content: the same tensors in another bundle may come with a graph that fails.
-            runs = known.installed_version == rollout.version
-            counts.installed += runs
-            if known.offered == rollout.version:
-                fate = _fate(known, runs=runs)
-                counts.healthy += fate == "healthy"
-                counts.fallen_back += fate == "fallen-back"
-                counts.merge_refused += fate == "merge-refused"
+            counts.installed += self._runs(known)
+            fate = self._fate(known)
+            counts.healthy += fate == "healthy"
+            counts.fallen_back += fate == "fallen-back"
+            counts.merge_refused += fate == "merge-refused"
         return counts
 
+    def _runs(self, known: DeviceRecord) -> bool:
+        # By version, not by content: the same tensors in another bundle may come with a graph that fails.
+        return known.installed_version == self._rollout.version
 
-def _fate(known: DeviceRecord, *, runs: bool) -> str:
-    if known.counters.get(metrics.DEVICE_FALLBACKS, 0) > known.fallbacks_before:
-        return "fallen-back"
-    if runs:
-        return "healthy"
-    if known.counters.get(metrics.DEVICE_MERGES_REFUSED, 0) > known.refusals_before:
-        return "merge-refused"
-    return ""
+    def _fate(self, known: DeviceRecord) -> str:
+        """Return what became of the version on a device: healthy, fallen-back, merge-refused, or nothing yet."""
+        if not self._rollout.version or known.offered != self._rollout.version:
+            return ""
+        if known.counters.get(metrics.DEVICE_FALLBACKS, 0) > known.fallbacks_before:
+            return "fallen-back"
+        if self._runs(known):
+            return "healthy"
+        refused_now = known.counters.get(metrics.DEVICE_MERGES_REFUSED, 0) > known.refusals_before
+        return "merge-refused" if refused_now or known.refused == self._rollout.digest else ""
 
 
 def _totals(devices: Mapping[str, DeviceRecord]) -> dict[str, int]:
