@@ -35,12 +35,13 @@ from nfl_core.durable import DualRecord
 from nfl_core.errors import MalformedError, NflError, StorageFullError
 from nfl_core.ids import RegionId, SiteId, parse_batch_id, parse_leaf_id
 from nfl_core.wire import sites_pb2
-from nfl_ota import Mirror
+from nfl_ota import BundleManifest, Mirror
 from nfl_secure.identity import Principal, Role
 from nfl_secure.messages import verify
 
 COUNTERS_EVERY_S = 2.0  # counters change all the time; the fleet's picture of them need not
 TIMESTAMP = "metadata/timestamp.json"
+BEFORE_ROOT = "0"  # sorts before every message of the root
 _M = TypeVar("_M", sites_pb2.RolloutState, sites_pb2.RosterRefused, sites_pb2.RepositoryFiles)
 _LOG = logging.getLogger(__name__)
 
@@ -59,6 +60,7 @@ class Leaf:
         ConfigError: The fleet has no such leaf.
         NotFoundError: The leaf has no keys.
         DurableError: Its state cannot be read.
+        MalformedError: The one manifest in its cache is none.
     """
 
     def __init__(
@@ -84,6 +86,22 @@ class Leaf:
         self._counters_at = 0.0
         manifests = folder.cache / "targets" / "bundles" / self.region
         self.gateway = Gateway(log=self.log, attendance=self.attendance, cache=self.cache, manifests=manifests)
+        self._offer_first_version(manifests)
+
+    def _offer_first_version(self, manifests: Path) -> None:
+        """Offer what the cache was made with until the root is heard of: a new leaf serves before any courier runs."""
+        found = sorted(manifests.glob("*.json")) if manifests.is_dir() else []
+        if self.attendance.rollout_version or len(found) != 1:
+            return
+        manifest = BundleManifest.from_bytes(found[0].read_bytes())
+        first = sites_pb2.RolloutState(
+            version=manifest.version,
+            region=self.region,
+            bundle_target=manifest.target_path,
+            digest=manifest.content_digest,
+            wave_fraction=1.0,
+        )
+        self.attendance.follow(first, message_id=BEFORE_ROOT)
 
     def tick(self) -> None:
         """Do what is due: read mail, close batches, post what is new.

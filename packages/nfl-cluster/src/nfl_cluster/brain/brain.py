@@ -168,6 +168,8 @@ class Brain:
         if state.plan is not None and self._driver.phase is not Phase.RUNNING:
             self._carry_out(state.plan)
             self._commit()
+        if not state.keeper_key and not state.scales:
+            self._measure_scales()
         if self._may_open_round():
             content = self._contents.of(state.path[-1].version)
             opened = open_round(
@@ -181,6 +183,14 @@ class Brain:
             )
             if opened is not None:
                 self._intake.keep_policy(state.policy_id, opened)
+            self._commit()
+
+    def _measure_scales(self) -> None:
+        """Measure the first round's scales while the keeper's key is on its way: that takes seconds."""
+        content = self._contents.of(self._store.state.path[-1].version)
+        scales = self._judges.scales(content)
+        if scales is not None:
+            self._store.state.scales = {int(content.version): scales}
             self._commit()
 
     def _may_make_candidate(self) -> bool:
