@@ -193,6 +193,7 @@ def build(session: nox.Session) -> None:
 def docs(session: nox.Session) -> None:
     """Build the documentation into `site/` and check its links and examples."""
     python = everything(session)
+    session.run(python, "tools/cli_reference.py", "--check", external=True)
     session.run(python, "tools/check_docs.py", external=True)
     session.run(
         str(

@@ -10,7 +10,7 @@ import json
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import psutil
@@ -71,15 +71,17 @@ class Story:
     num_versions: int
     seed: int
     started: float = field(default_factory=time.monotonic)
-    started_at: datetime = field(default_factory=lambda: datetime.now(timezone.utc))
+    started_at: datetime = field(init=False)
     moments: list[Moment] = field(default_factory=list)
     restarts: list[str] = field(default_factory=list)
     peak_rss_bytes: int = 0
     watch: Watch = field(init=False)
     _memory_at: float = 0.0
+    _wave_at_s: float = 0.0
 
     def __post_init__(self) -> None:
         """Begin to watch."""
+        self.started_at = datetime.now(timezone.utc) - timedelta(seconds=time.monotonic() - self.started)
         self.watch = Watch(self.fleet.home, self.fleet.devices)
 
     def play(self) -> Report:
@@ -265,19 +267,24 @@ class Story:
         )
 
     def _rounds(self, num_rounds: int) -> list[Round]:
-        nested: dict[str, list[float]] = {device: [] for device in self.fleet.devices}
+        """Return the curves; nested: what every model gets right once devices have made 1, 2, ... updates on average."""
+        latest: dict[str, float] = {}
+        curve: list[list[float]] = []
+        num_updates = 0
         for event in self.watch.events:
-            if event.name == "micro-update" and event.who in nested:
-                nested[event.who].append(event.number("accuracy"))
+            if event.name in {"merged", "micro-update", "initialised"} and event.who in self.watch.state.devices:
+                latest[event.who] = event.number("accuracy")
+                num_updates += event.name == "micro-update"
+                if num_updates >= (len(curve) + 1) * len(self.fleet.devices):
+                    curve.append(list(latest.values()))
+        if len(curve) >= num_rounds:
+            curve[num_rounds - 1 :] = [self.watch.state.accuracies()]
+        else:
+            curve.append(self.watch.state.accuracies())
         rows = self._baselines()[:num_rounds]
         return [
-            Round(
-                number=i + 1,
-                nested=[curve[i] for curve in nested.values() if len(curve) > i],
-                local=list(row["local"]),
-                shared=list(row["shared"]),
-            )
-            for i, row in enumerate(rows)
+            Round(number=i + 1, nested=nested, local=list(row["local"]), shared=list(row["shared"]))
+            for i, (nested, row) in enumerate(zip(curve, rows, strict=False))
         ]
 
     def _baselines(self) -> list[dict[str, list[float]]]:
@@ -327,7 +334,7 @@ class Story:
                 self.screen.say(
                     f"candidate refused by gate {event.text('gate')}: {event.text('why')}", style="bold red"
                 )
-                self._mark(at_s, REFUSED, "c-bad", f"{event.text('gate')}")
+                self._mark(at_s, REFUSED, "c-bad", event.text("gate").partition("-")[0])
             case "batch-bounded":
                 self.screen.say(
                     f"batch {event.text('batch')[:8]} pushed down: norm {event.number('norm'):.2f}, "
@@ -336,19 +343,19 @@ class Story:
                 )
             case "wave-opened":
                 self.screen.say(f"{version}: wave of {100 * event.number('fraction'):.0f} %")
-                self._mark(at_s, ROLLOUT, "c-shared", f"{100 * event.number('fraction'):.0f} %")
+                if event.number("fraction") < 1 or event.number("version") == 1:
+                    self._wave_at_s = at_s
             case "rollout-halted":
                 self.screen.say(f"{version} halted: {event.text('why')}", style="bold red")
-                self._mark(at_s, ROLLOUT, "c-bad", "halt")
+                self._mark(self._wave_at_s, ROLLOUT, "c-bad", f"{version} halted", until_s=at_s)
             case "rolled-back":
-                self.screen.say(
-                    f"{version} rolled back: v{event.text('new_version')} brings v{event.text('to')} back",
-                    style="yellow",
-                )
-                self._mark(at_s, ROLLOUT, "c-bad", f"back to v{event.text('to')}")
+                text = f"{version} rolled back: v{event.text('new_version')} brings v{event.text('to')} back"
+                self.screen.say(text, style="yellow")
+                self._wave_at_s = at_s
             case "rollout-complete":
                 self.screen.say(f"{version} is on all devices", style="green")
-                self._mark(at_s, ROLLOUT, "c-nested", "all")
+                is_restored = int(event.number("version")) in self.watch.state.restoring
+                self._mark(self._wave_at_s, ROLLOUT, "c-shared", "back" if is_restored else version, until_s=at_s)
             case _:
                 return
 
@@ -356,8 +363,8 @@ class Story:
         self._mark(self._now(), FAULTS, "c-bad", label)
         self.screen.say(text, style="bold red")
 
-    def _mark(self, at_s: float, row: int, css: str, label: str) -> None:
-        self.moments.append(Moment(at_s=max(0.0, at_s), row=row, css=css, label=label))
+    def _mark(self, at_s: float, row: int, css: str, label: str, *, until_s: float | None = None) -> None:
+        self.moments.append(Moment(at_s=max(0.0, at_s), row=row, css=css, label=label, until_s=until_s))
 
     def _now(self) -> float:
         return time.monotonic() - self.started
