@@ -1,7 +1,7 @@
 """The two learners that the nested ones are measured against, on the same data and steps: alone, and sharing all.
 
-Runs as a process of its own beside the fleet and appends one line a round to a file, so that the demo can compare at
-the number of micro-updates that the devices really made.
+Runs as a process of its own beside the fleet, at most one round ahead of it, and writes one line a round to a file: so
+the demo compares at the number of micro-updates that the devices really made, and no round is run that nobody needs.
 
 Run as `python -m nfl_sim.demo.baselines --home HOME --rounds N --out FILE`.
 """
@@ -10,35 +10,61 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    from nfl_core.learning import NestedModel, Samples
+    from nfl_edge.sense import Split
 
-from nfl_core.config import load_fleet
-from nfl_core.learning import (
-    Cohort,
-    LearningSettings,
-    NestedModel,
-    Owner,
-    Samples,
-    create_model,
-    local_only,
-    plain_loss,
-    shared_only,
-)
-from nfl_edge.sense import Split, read_samples
+LOOK_S = 0.5
+_UPDATE = b'"event": "micro-update"'
+
+
+def updates_of(devices: Path) -> float:
+    """Return how many micro-updates the mean device has made, by the devices' own journals."""
+    journals = [folder / "journal/events.jsonl" for folder in devices.iterdir()]
+    counts = [journal.read_bytes().count(_UPDATE) if journal.exists() else 0 for journal in journals]
+    return sum(counts) / max(1, len(counts))
+
+
+def _wait_for(devices: Path, *, updates: float) -> None:
+    while updates_of(devices) < updates:
+        time.sleep(LOOK_S)
 
 
 def _samples(split: Split) -> Samples:
+    import torch
+
+    from nfl_core.learning import Samples
+
     return Samples(x=torch.from_numpy(split.x_BCHW), y=torch.from_numpy(split.y_B))
 
 
 def run(home: Path, *, num_rounds: int, out: Path, seed: int) -> None:
-    """Run both learners for a number of rounds."""
+    """Run both learners for a number of rounds, none before the fleet is about to reach it."""
+    devices = home / "devices"
+    # Nothing heavy before the fleet learns: until then every processor is busy with its start.
+    _wait_for(devices, updates=1 / 20)
+    import torch
+
+    from nfl_core.config import load_fleet
+    from nfl_core.learning import (
+        Cohort,
+        LearningSettings,
+        Owner,
+        create_model,
+        local_only,
+        plain_loss,
+        shared_only,
+    )
+    from nfl_edge.sense import read_samples
+
     torch.set_num_threads(1)
     config = load_fleet(home / "fleet.toml")
     owners = []
-    for folder in sorted((home / "devices").iterdir()):
+    for folder in sorted(devices.iterdir()):
         samples = read_samples(folder / "samples.safetensors")
         owners.append(Owner(region="all", train=_samples(samples.train), test=_samples(samples.test)))
 
@@ -49,11 +75,21 @@ def run(home: Path, *, num_rounds: int, out: Path, seed: int) -> None:
 
     settings = LearningSettings.of(config.learning)
     local, shared = (
-        Cohort(make, spec=spec, settings=settings, owners=owners, seed=seed, objective=plain_loss)
+        Cohort(
+            make,
+            spec=spec,
+            settings=settings,
+            owners=owners,
+            seed=seed,
+            objective=plain_loss,
+            server_learning_rate=config.root.server_learning_rate,
+        )
         for spec in (local_only(), shared_only())
     )
-    with out.open("a", encoding="ascii") as file:
+    # Anew, not appended to: after a restart all rounds are run again.
+    with out.open("w", encoding="ascii") as file:
         for number in range(1, num_rounds + 1):
+            _wait_for(devices, updates=number - 1)
             alone, together = local.run_round(), shared.run_round()
             file.write(
                 json.dumps(
@@ -74,7 +110,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Learn alone, and share everything, on the demo's data.")
     parser.add_argument("--home", type=Path, required=True, help="folder of the demo's fleet")
     parser.add_argument("--rounds", type=int, required=True, help="rounds of one micro-update an owner")
-    parser.add_argument("--out", type=Path, required=True, help="file of one JSON object a round, appended to")
+    parser.add_argument("--out", type=Path, required=True, help="file of one JSON object a round")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     run(arguments.home, num_rounds=arguments.rounds, out=arguments.out, seed=arguments.seed)
