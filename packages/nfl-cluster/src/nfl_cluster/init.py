@@ -50,13 +50,20 @@ class FirstVersionError(NflError):
     hint = "read the lines above; after mending run `nfl cluster init` again, it goes on where it stopped"
 
 
-def init_fleet(home: Path, config: FleetConfig, *, say: Callable[[str], None] = lambda _: None) -> FleetConfig:
+def init_fleet(
+    home: Path,
+    config: FleetConfig,
+    *,
+    say: Callable[[str], None] = lambda _: None,
+    kits_made: Callable[[FleetConfig], None] = lambda _: None,
+) -> FleetConfig:
     """Make whatever of a fleet's home is missing.
 
     Args:
         home: The fleet's folder; may contain spaces.
         config: What fleet.toml shall say; a port of 0 means any free one.
         say: Takes one line of progress.
+        kits_made: Called when FLARE's kits are there, while version 1 is still being made: FLARE may start now.
 
     Returns:
         The configuration with every port decided, as in fleet.toml.
@@ -75,6 +82,7 @@ def init_fleet(home: Path, config: FleetConfig, *, say: Callable[[str], None] = 
     with contextlib.nullcontext() if _is_published(home) else _first_version(home) as maker:
         provision(decided, home / "flare")
         say("FLARE's start-up kits")
+        kits_made(decided)
         if maker is not None:
             _wait_for(maker)
     _seed_caches(decided, home)

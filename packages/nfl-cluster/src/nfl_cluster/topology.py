@@ -18,18 +18,31 @@ def fleet_processes(config: FleetConfig, home: Path) -> list[ProcessSpec]:
     administrator load while its server loads and then try again, which is 4 s faster than starting them in turn.
     The group of a process is its site.
     """
-    root = config.root.site
-    folders = {root: SiteFolder.of_root(home), config.keeper.site: SiteFolder.of_keeper(home)}
-    folders.update({leaf.site: SiteFolder.of_leaf(home, leaf.site) for leaf in config.leaves})
+    return [*flare_processes(config, home), *service_processes(config, home)]
+
+
+def flare_processes(config: FleetConfig, home: Path) -> list[ProcessSpec]:
+    """Return FLARE's parents and the keeper of its courier job; they need FLARE's kits and nothing else."""
+    root, folders = config.root.site, _folders(config, home)
     flare = [_flare_parent(config, home, site, folder) for site, folder in folders.items()]
-    services = [_service(config, home, site) for site in folders]
     jobs = ProcessSpec(
         name="flare-jobs",
         group=root,
         argv=tuple(jobs_command(home)),
         env=flare_environment(root, folders[root].mailbox),
     )
-    return [*flare, jobs, *services]
+    return [*flare, jobs]
+
+
+def service_processes(config: FleetConfig, home: Path) -> list[ProcessSpec]:
+    """Return the services of all sites; they need the whole home."""
+    return [_service(config, home, site) for site in _folders(config, home)]
+
+
+def _folders(config: FleetConfig, home: Path) -> dict[str, SiteFolder]:
+    folders = {config.root.site: SiteFolder.of_root(home), config.keeper.site: SiteFolder.of_keeper(home)}
+    folders.update({leaf.site: SiteFolder.of_leaf(home, leaf.site) for leaf in config.leaves})
+    return folders
 
 
 def _flare_parent(config: FleetConfig, home: Path, site: str, folder: SiteFolder) -> ProcessSpec:

@@ -11,8 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from nfl_cluster.init import init_fleet, mint_token
-from nfl_cluster.processes import ProcessSpec, Supervisor
-from nfl_cluster.topology import fleet_processes
+from nfl_cluster.processes import ProcessSpec
 from nfl_core.config import FleetConfig
 from nfl_core.ids import DeviceId
 from nfl_edge.enrol import enrol
@@ -87,8 +86,24 @@ def config_for_demo() -> FleetConfig:
     )
 
 
-def make_fleet(home: Path, *, cache: Path, num_devices: int, seed: int, say: Callable[[str], None]) -> DemoFleet:
+def make_fleet(
+    home: Path,
+    *,
+    cache: Path,
+    num_devices: int,
+    seed: int,
+    say: Callable[[str], None],
+    kits_made: Callable[[FleetConfig], None],
+) -> DemoFleet:
     """Make a fleet: data for its owners and its root, keys, certificates, start-up kits, first version.
+
+    Args:
+        home: Folder of the fleet.
+        cache: Where the data set is kept between runs.
+        num_devices: How many devices.
+        seed: Decides who owns which images.
+        say: Takes one line of progress.
+        kits_made: Called when FLARE may start.
 
     Raises:
         NflError: Whatever a step says; run again to make it anew.
@@ -97,8 +112,7 @@ def make_fleet(home: Path, *, cache: Path, num_devices: int, seed: int, say: Cal
     say(f"data: {len(data.y_N):,} images of {data.name} ({data.source})")
     devices = tuple(DeviceId(f"robot-{number:02d}") for number in range(1, num_devices + 1))
     _share(home, data, devices=devices, seed=seed)
-    config = init_fleet(home, config_for_demo(), say=say)
-
+    config = init_fleet(home, config_for_demo(), say=say, kits_made=kits_made)
     return DemoFleet(
         home=home,
         config=config,
@@ -120,11 +134,6 @@ def _share(home: Path, data: DataSet, *, devices: Sequence[DeviceId], seed: int)
         write_owner(DeviceFolder(home / "devices" / device).samples, data, owner)
     write_shadow(home / "root/heldout.safetensors", data, shares.heldout)
     write_shadow(home / "root/shadow.safetensors", data, shares.shadow)
-
-
-def supervise(fleet: DemoFleet) -> Supervisor:
-    """Return the supervisor of the fleet's sites; nothing is started yet."""
-    return Supervisor(fleet.home / "run", fleet_processes(fleet.config, fleet.home))
 
 
 def enrol_devices(fleet: DemoFleet) -> None:

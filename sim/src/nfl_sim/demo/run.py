@@ -11,10 +11,13 @@ from pathlib import Path
 
 import psutil
 
+from nfl_cluster.processes import Supervisor
+from nfl_cluster.topology import flare_processes
 from nfl_core.cli.console import stderr
+from nfl_core.config import FleetConfig
 from nfl_core.durable import make_folder, write_file
 from nfl_core.errors import ConflictError
-from nfl_sim.demo.fleet import make_fleet, supervise
+from nfl_sim.demo.fleet import make_fleet
 from nfl_sim.demo.report import Report
 from nfl_sim.demo.screen import Screen
 from nfl_sim.demo.story import Story, write_report
@@ -41,9 +44,23 @@ def run_demo(home: Path, *, num_devices: int, num_versions: int, seed: int, keep
     try:
         with Screen(stderr()) as screen:
             screen.say("making the fleet")
-            fleet = make_fleet(folder, cache=home / "data", num_devices=num_devices, seed=seed, say=screen.say)
-            supervisor = supervise(fleet)
+            supervisor = Supervisor(folder / "run")
+            supervisor.start()
+
+            def start_flare(config: FleetConfig) -> None:
+                screen.say("starting FLARE's root, keeper and leaves")
+                for spec in flare_processes(config, folder):
+                    supervisor.add(spec)
+
             try:
+                fleet = make_fleet(
+                    folder,
+                    cache=home / "data",
+                    num_devices=num_devices,
+                    seed=seed,
+                    say=screen.say,
+                    kits_made=start_flare,
+                )
                 story = Story(
                     fleet=fleet,
                     supervisor=supervisor,

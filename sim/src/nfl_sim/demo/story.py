@@ -19,6 +19,7 @@ from nfl_cluster.brain.content import Content, Contents
 from nfl_cluster.operations import send
 from nfl_cluster.processes import Supervisor
 from nfl_cluster.service import SiteFolder
+from nfl_cluster.topology import service_processes
 from nfl_core.durable import remove_file, write_file
 from nfl_core.errors import NflError
 from nfl_core.ids import DeviceId
@@ -26,15 +27,15 @@ from nfl_edge.folder import DeviceFolder
 from nfl_edge.link import read_tap
 from nfl_ota import Repository
 from nfl_sim.demo.fleet import LEAVES, DemoFleet, baselines, device_hosts, enrol_devices
+from nfl_sim.demo.narrator import FAULTS, Narrator
 from nfl_sim.demo.proof import prove
-from nfl_sim.demo.report import Accuracies, Accuracy, Moment, Proof, Report, Round, Versions
+from nfl_sim.demo.report import Accuracies, Accuracy, Proof, Report, Round, Versions
 from nfl_sim.demo.screen import Screen
-from nfl_sim.demo.watch import Event, Watch
+from nfl_sim.demo.watch import Watch
 from nfl_sim.faults import break_graph, sense_again
 
 TICK_S = 0.1
 MEMORY_EVERY_S = 0.5
-PUBLISHED, REFUSED, ROLLOUT, FAULTS = range(4)  # rows of the page's time line
 _ATTACKED = LEAVES[1]
 _KILLED = LEAVES[0]
 
@@ -71,17 +72,16 @@ class Story:
     num_versions: int
     seed: int
     started: float = field(default_factory=time.monotonic)
-    started_at: datetime = field(init=False)
-    moments: list[Moment] = field(default_factory=list)
+    narrator: Narrator = field(init=False)
     restarts: list[str] = field(default_factory=list)
     peak_rss_bytes: int = 0
     watch: Watch = field(init=False)
     _memory_at: float = 0.0
-    _wave_at_s: float = 0.0
 
     def __post_init__(self) -> None:
         """Begin to watch."""
-        self.started_at = datetime.now(timezone.utc) - timedelta(seconds=time.monotonic() - self.started)
+        started_at = datetime.now(timezone.utc) - timedelta(seconds=time.monotonic() - self.started)
+        self.narrator = Narrator(self.screen, started_at=started_at)
         self.watch = Watch(self.fleet.home, self.fleet.devices)
 
     def play(self) -> Report:
@@ -101,8 +101,9 @@ class Story:
         return self._end()
 
     def _start(self) -> None:
-        self.screen.say("starting FLARE's root, keeper and leaves, and their services")
-        self.supervisor.start()
+        self.screen.say("starting the services of root, keeper and leaves")
+        for spec in service_processes(self.fleet.config, self.fleet.home):
+            self.supervisor.add(spec)
         self._wait(lambda: self.supervisor.ready("root-service"), deadline_s=60, what="the root's service to serve")
         enrol_devices(self.fleet)
         self.screen.say(f"{len(self.fleet.devices)} devices enrolled: own keys, own certificates, tokens used up")
@@ -130,7 +131,8 @@ class Story:
 
     def _attack(self) -> None:
         members = [device for device in self.fleet.devices if self.fleet.leaf_of(device) == _ATTACKED]
-        self._fault(
+        self.narrator.fault(
+            self._now(),
             f"attack on {_ATTACKED}",
             f"all {len(members)} devices of {_ATTACKED} are hacked: they send the opposite of what they learn",
         )
@@ -155,7 +157,7 @@ class Story:
         remove_file(self.fleet.control)
         for device in attackers:
             sense_again(DeviceFolder(self.fleet.folder(device)).samples)
-        self.moments.append(Moment(at_s=begun, until_s=self._now(), row=FAULTS, css="c-bad", label=""))
+        self.narrator.mark(begun, FAULTS, "c-bad", "", until_s=self._now())
         self._good_versions(len(self._good()) + 1)
 
     def _set_attackers(self, devices: Collection[DeviceId]) -> None:
@@ -176,7 +178,8 @@ class Story:
             reason="the demo lets a bad export through",
             graph=str(path),
         )
-        self._fault(
+        self.narrator.fault(
+            self._now(),
             "bad version let through",
             "an operator overrides the gates: a version whose graph yields infinities goes out",
         )
@@ -215,9 +218,7 @@ class Story:
         names = (f"{_KILLED}-service", f"{_KILLED}-flare")
         self._wait(lambda: not any(map(self.supervisor.ready, names)), deadline_s=10, what=f"{_KILLED} to be gone")
         self._wait(lambda: all(map(self.supervisor.ready, names)), deadline_s=60, what=f"{_KILLED} to be back")
-        self.moments.append(
-            Moment(at_s=killed_at, until_s=self._now(), row=FAULTS, css="c-kill", label=f"{_KILLED} killed, back")
-        )
+        self.narrator.mark(killed_at, FAULTS, "c-kill", f"{_KILLED} killed, back", until_s=self._now())
         self.screen.say(f"{_KILLED} is back and goes on with what is on its disk", style="green")
         self._good_versions(len(self._good()) + 1)
 
@@ -254,20 +255,22 @@ class Story:
             bytes_contribution=contributions / max(1, receipts),
             bytes_fp32=4 * self._first_version().schema.num_shared,
             versions=Versions(
-                published=len(self._good()), refused=len(view.refused), rolled_back=len(view.rolled_back)
+                published=len(self._good()),
+                refused=len({candidate for candidate, _, _ in view.refused}),
+                rolled_back=len(view.rolled_back),
             ),
             devices=len(self.fleet.devices),
             data=self.fleet.data,
             seed=self.seed,
             rounds=rounds,
-            moments=self.moments,
+            moments=self.narrator.moments,
             restarts=self.restarts,
             batches_bounded=len(view.bounded),
             proof=proof,
         )
 
     def _rounds(self, num_rounds: int) -> list[Round]:
-        """Return the curves; nested: what every model gets right once devices have made 1, 2, ... updates on average."""
+        """Return the curves; nested: what models get right once devices have made 1, 2, ... updates on average."""
         latest: dict[str, float] = {}
         curve: list[list[float]] = []
         num_updates = 0
@@ -305,66 +308,12 @@ class Story:
             self.restarts.append(line)
             self.screen.say(line, style="yellow")
         for event in self.watch.poll():
-            self._narrate(event)
+            self.narrator.tell(event, self.watch.state)
         self.screen.show(self.watch.state)
         if time.monotonic() > self._memory_at:
             self._memory_at = time.monotonic() + MEMORY_EVERY_S
             self.peak_rss_bytes = max(self.peak_rss_bytes, resident_bytes())
         time.sleep(TICK_S)
-
-    def _narrate(self, event: Event) -> None:
-        version = f"v{int(event.number('version'))}"
-        if event.who != "root":
-            if event.name == "fell-back":
-                self.screen.say(
-                    f"{event.who} falls back by itself from {version}: {event.text('why')}", style="bold red"
-                )
-            elif event.name == "agent-restarted":
-                self.screen.say(f"{event.who} starts again after a fault: {event.text('why')}", style="red")
-            return
-        at_s = (event.at - self.started_at).total_seconds()
-        match event.name:
-            case "published":
-                self.screen.say(
-                    f"{version} published, signed{' (gates overridden)' if event.figures.get('override') else ''}",
-                    style="bold green",
-                )
-                self._mark(at_s, PUBLISHED, "c-bad" if event.figures.get("override") else "c-nested", version)
-            case "gate-refused":
-                self.screen.say(
-                    f"candidate refused by gate {event.text('gate')}: {event.text('why')}", style="bold red"
-                )
-                self._mark(at_s, REFUSED, "c-bad", event.text("gate").partition("-")[0])
-            case "batch-bounded":
-                self.screen.say(
-                    f"batch {event.text('batch')[:8]} pushed down: norm {event.number('norm'):.2f}, "
-                    f"bound {event.number('bound'):.2f}",
-                    style="yellow",
-                )
-            case "wave-opened":
-                self.screen.say(f"{version}: wave of {100 * event.number('fraction'):.0f} %")
-                if event.number("fraction") < 1 or event.number("version") == 1:
-                    self._wave_at_s = at_s
-            case "rollout-halted":
-                self.screen.say(f"{version} halted: {event.text('why')}", style="bold red")
-                self._mark(self._wave_at_s, ROLLOUT, "c-bad", f"{version} halted", until_s=at_s)
-            case "rolled-back":
-                text = f"{version} rolled back: v{event.text('new_version')} brings v{event.text('to')} back"
-                self.screen.say(text, style="yellow")
-                self._wave_at_s = at_s
-            case "rollout-complete":
-                self.screen.say(f"{version} is on all devices", style="green")
-                is_restored = int(event.number("version")) in self.watch.state.restoring
-                self._mark(self._wave_at_s, ROLLOUT, "c-shared", "back" if is_restored else version, until_s=at_s)
-            case _:
-                return
-
-    def _fault(self, label: str, text: str) -> None:
-        self._mark(self._now(), FAULTS, "c-bad", label)
-        self.screen.say(text, style="bold red")
-
-    def _mark(self, at_s: float, row: int, css: str, label: str, *, until_s: float | None = None) -> None:
-        self.moments.append(Moment(at_s=max(0.0, at_s), row=row, css=css, label=label, until_s=until_s))
 
     def _now(self) -> float:
         return time.monotonic() - self.started
