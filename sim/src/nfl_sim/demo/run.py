@@ -39,7 +39,7 @@ def run_demo(home: Path, *, num_devices: int, num_versions: int, seed: int, keep
     """
     started = time.monotonic()
     folder = home / "demo"
-    _take_over(folder)
+    take_over(folder)
     previous = signal.signal(signal.SIGTERM, _interrupt)
     try:
         with Screen(stderr()) as screen:
@@ -83,12 +83,16 @@ def run_demo(home: Path, *, num_devices: int, num_versions: int, seed: int, keep
         (folder / "pid").unlink(missing_ok=True)
 
 
-def _take_over(folder: Path) -> None:
-    """Replace the folder of a demo that has ended; the data beside it stays. Raises DemoRunsError."""
-    if (folder / "pid").exists():
-        pid, born = (folder / "pid").read_text().split()
-        if psutil.pid_exists(int(pid)) and abs(psutil.Process(int(pid)).create_time() - float(born)) < 1:
-            raise DemoRunsError(f"a demo runs in {folder}, process {pid}")
+def take_over(folder: Path) -> None:
+    """Replace the folder of a demo that has ended; the data beside it stays.
+
+    Raises:
+        DemoRunsError: The demo there still runs.
+        DurableError: The folder cannot be replaced.
+    """
+    pid = _running(folder / "pid")
+    if pid is not None:
+        raise DemoRunsError(f"a demo runs in {folder}, process {pid}")
     make_folder(folder.parent)
     if folder.exists():
         # Renamed first: whoever looks sees the whole old demo or the new one, never half of either.
@@ -98,6 +102,16 @@ def _take_over(folder: Path) -> None:
         shutil.rmtree(old)
     make_folder(folder)
     write_file(folder / "pid", f"{os.getpid()} {psutil.Process().create_time()}".encode())
+
+
+def _running(file: Path) -> int | None:
+    """Return the process that wrote this pid file, if it still runs."""
+    try:
+        pid, born = file.read_text().split()
+        process = psutil.Process(int(pid))
+        return process.pid if abs(process.create_time() - float(born)) < 1 else None
+    except (FileNotFoundError, ValueError, psutil.NoSuchProcess):
+        return None
 
 
 def _stay(folder: Path, poll: Callable[[], list[str]], screen: Screen) -> None:
