@@ -161,6 +161,8 @@ class _Double:
         """Say whether the root's sum of a batch is what the devices put in, and what the contributions hold."""
         policy = self._policy(entry.policy_id)
         total_N = np.zeros(policy.num_values, np.int64)
+        if not self._bodies.keys() >= set(entry.contributions):
+            return False  # something was counted that no device sent
         for name in entry.contributions:
             put_in_N = self._witnessed(name)
             if not np.array_equal(self._uncover(self._bodies[name], policy), put_in_N):
