@@ -12,6 +12,7 @@ import numpy as np
 
 from nfl_cluster.init import init_fleet, mint_token
 from nfl_cluster.processes import ProcessSpec
+from nfl_cluster.topology import LEAN
 from nfl_core.config import FleetConfig
 from nfl_core.ids import DeviceId
 from nfl_edge.enrol import enrol
@@ -169,7 +170,9 @@ def device_hosts(fleet: DemoFleet) -> list[ProcessSpec]:
             *mine,
         ]
         specs.append(
-            ProcessSpec(name=f"device-host-{number + 1}", group=f"device-host-{number + 1}", argv=tuple(command))
+            ProcessSpec(
+                name=f"device-host-{number + 1}", group=f"device-host-{number + 1}", argv=tuple(command), env=LEAN
+            )
         )
     return specs
 
@@ -190,4 +193,4 @@ def baselines(fleet: DemoFleet, *, num_rounds: int, seed: int) -> ProcessSpec:
         "--seed",
         str(seed),
     ]
-    return ProcessSpec(name="baselines", group="baselines", argv=tuple(command), once=True, nice=19)
+    return ProcessSpec(name="baselines", group="baselines", argv=tuple(command), env=LEAN, once=True, nice=19)
