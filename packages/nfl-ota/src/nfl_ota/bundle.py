@@ -20,6 +20,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from functools import cached_property
 from typing import Annotated, Literal
 
 import numpy as np
@@ -191,7 +192,7 @@ class BundleManifest(_Strict):
         """The levels as a spec."""
         return NestedSpec.of(self.levels)
 
-    @property
+    @cached_property  # asked for at every greeting of a device
     def tensor_schema(self) -> TensorSchema:
         """The schema of the model's tensors."""
         return TensorSchema.from_json(canonical_json(self.schema_document))
