@@ -10,17 +10,18 @@ import typer
 def demo(
     devices: Annotated[int, typer.Option(min=20, max=100, help="Number of devices.")] = 20,
     versions: Annotated[int, typer.Option(min=4, max=50, help="Good versions to publish.")] = 6,
-    seed: Annotated[int, typer.Option(help="Decides who owns which images, and the order of samples.")] = 0,
+    seed: Annotated[int, typer.Option(help="Decides who owns which images, and the order of samples.")] = 2,
     *,
     keep: Annotated[
         bool, typer.Option("--keep", help="Leave the fleet running for a look around, until Ctrl-C.")
     ] = False,
 ) -> None:
-    """Watch a whole fleet on this machine: learn, seal, sum, validate, sign, roll out, merge, fall back, go on.
+    r"""Watch a whole fleet on this machine: learn, seal, sum, validate, sign, roll out, merge, fall back, go on.
 
     Real FLARE processes, real mutual TLS, real signatures, real images. Everything it makes is below NFL_HOME/demo; it
     ends with a table, report.json and report.html there.
 
+    \b
     Examples:
         nfl demo
         nfl demo --keep          # then, in another terminal: nfl --home .nfl/demo status
