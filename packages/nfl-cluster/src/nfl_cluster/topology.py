@@ -10,7 +10,6 @@ from nfl_cluster.processes import ProcessSpec
 from nfl_cluster.service import SiteFolder
 from nfl_core.config import FleetConfig
 
-
 # One thread of arithmetic a process, and two heaps instead of eight a core: sites share small machines.
 LEAN = {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
 

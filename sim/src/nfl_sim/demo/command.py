@@ -16,7 +16,7 @@ def demo(
         bool, typer.Option("--keep", help="Leave the fleet running for a look around, until Ctrl-C.")
     ] = False,
 ) -> None:
-    r"""Watch a whole fleet on this machine: learn, seal, sum, validate, sign, roll out, merge, fall back, go on.
+    """Watch a whole fleet on this machine: learn, seal, sum, validate, sign, roll out, merge, fall back, go on.
 
     Real FLARE processes, real mutual TLS, real signatures, real images. Everything it makes is below NFL_HOME/demo; it
     ends with a table, report.json and report.html there.
@@ -26,7 +26,7 @@ def demo(
         nfl demo
         nfl demo --keep          # then, in another terminal: nfl --home .nfl/demo status
         nfl demo --versions 12 --seed 3
-    """
+    """  # noqa: D301  # the backspace keeps the lines of the examples apart
     from nfl_core.cli.console import emit_result, invocation
     from nfl_sim.demo.report import table_of
     from nfl_sim.demo.run import run_demo
