@@ -34,7 +34,7 @@ from nfl_core.durable import make_folder
 from nfl_sim.demo.report import Report
 
 DEMO = (sys.executable, "-m", "nfl_core.cli", "demo")
-FIRST_S, LAST_S = 3.0, 90.0  # when a kill may come, seconds after the start
+FIRST_S, LAST_S = 3.0, 65.0  # when a kill may come, seconds after the start
 LIMIT_S = 420.0  # of a whole run: every chapter of the demo has a deadline of its own below this
 RIGHT, STOPPED, VIOLATION = "ended right", "stopped with a named error", "VIOLATION"
 _NAMED = re.compile(r"^error\[(?P<code>[a-z0-9.-]+)\]: (?P<what>\S.*)$", re.MULTILINE)

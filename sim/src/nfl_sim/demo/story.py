@@ -150,9 +150,9 @@ class Story:
                 attackers.remove(device)
                 self._set_attackers(attackers)
                 sense_again(DeviceFolder(self.fleet.folder(device)).samples)
-            return bool(view.refused)
+            return len(view.refused) > num_refused
 
-        num_published = len(self.watch.state.published)
+        num_published, num_refused = len(self.watch.state.published), len(self.watch.state.refused)
         self._wait(is_over, deadline_s=90, what="a gate to refuse the poisoned candidate")
         remove_file(self.fleet.control)
         for device in attackers:
