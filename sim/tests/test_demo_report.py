@@ -13,7 +13,7 @@ from rich.console import Console
 
 from nfl_sim.demo.charts import Mark, Series, bars, line_chart, timeline
 from nfl_sim.demo.page import render
-from nfl_sim.demo.report import Accuracies, Accuracy, Moment, Proof, Report, Round, Versions, table_of
+from nfl_sim.demo.report import Accuracies, Accuracy, Moment, Proof, Report, Round, Versions, settled, table_of
 
 PROOF = Proof(
     batches=3, batches_exact=3, contributions=15, contributions_twice=0, sent_messages=40, sent_bytes=700_000,
@@ -53,6 +53,12 @@ def test_the_contract_keys_stand_where_they_were_promised() -> None:
     assert set(document["versions"]) == {"published", "refused", "rolled_back"}
     for key in ("seconds", "peak_rss_mb", "bytes_up_per_device_per_version", "bytes_fp32"):
         assert isinstance(document[key], (int, float)), key
+
+
+def test_a_final_accuracy_is_each_devices_mean_over_the_last_three_rounds() -> None:
+    final = settled([[0.0, 0.0], [0.9, 0.6], [0.6, 0.9], [0.9, 0.9]])
+    assert (final.mean, final.worst) == (pytest.approx(0.8), pytest.approx(0.8))
+    assert settled([[0.5, 0.7]]).worst == 0.5
 
 
 def test_an_unknown_key_is_refused() -> None:

@@ -58,8 +58,18 @@ def test_a_line_that_is_still_being_written_waits(tmp_path: Path, journals: Jour
     journals.device.write_text(line + "\n")
     assert [event.name for event in watch.poll()] == ["micro-update"]
     assert watch.poll() == []
-    assert watch.state.devices["robot-01"].accuracy == 0.5
     assert watch.state.devices["robot-01"].num_steps == 7
+
+
+def test_a_device_is_scored_when_it_has_answered_a_version(tmp_path: Path, journals: Journals) -> None:
+    watch = Watch(tmp_path, ["robot-01"])
+    for event, accuracy in (("merged", 0.8), ("micro-update", 0.6)):
+        journals.write(journals.device, event, accuracy=accuracy)
+    watch.poll()
+    assert watch.state.accuracies() == [0.8]
+    journals.write(journals.device, "merge-refused", accuracy=0.7)
+    watch.poll()
+    assert watch.state.accuracies() == [0.7]
 
 
 def test_a_fallback_returns_the_device_to_its_version(tmp_path: Path, journals: Journals) -> None:
@@ -103,10 +113,10 @@ def test_on_a_terminal_the_fleet_is_drawn(tmp_path: Path, journals: Journals) ->
     out = io.StringIO()
     screen = Screen(Console(file=out, width=120, force_terminal=True), clock=lambda: 1.0)
     watch = Watch(tmp_path, ["robot-01"])
-    journals.write(journals.device, "micro-update", accuracy=0.25, num_steps=1)
+    journals.write(journals.device, "merged", accuracy=0.25)
     watch.poll()
     with screen:
         screen.show(watch.state)
         screen.say("hello")
     assert "25.0 %" in out.getvalue()
-    assert "01:l" in out.getvalue()
+    assert "01:p" in out.getvalue()

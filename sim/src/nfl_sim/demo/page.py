@@ -49,7 +49,7 @@ def render(report: Report) -> str:
             + "</div>",
             _card(
                 "Accuracy on each owner's own test images",
-                "After each micro-update of everybody. Solid: the mean device. Dashed: the worst one.",
+                "After each micro-update of everybody. Solid: the mean device. Dashed: the worst one. Final figures: last three rounds.",
                 _accuracy(report),
             ),
             _card(

@@ -11,13 +11,15 @@ from collections.abc import Sequence
 from pydantic import BaseModel, ConfigDict
 from rich.table import Table
 
+NUM_SETTLED = 3  # rounds that a device's final accuracy is averaged over, the same for every learner
+
 
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Accuracy(_Part):
-    """Accuracy over the devices' own test images, as fractions."""
+    """Accuracy on the devices' own test images, as fractions: of the mean and of the worst device."""
 
     mean: float
     worst: float
@@ -26,6 +28,17 @@ class Accuracy(_Part):
     def of(cls, accuracies: Sequence[float]) -> Accuracy:
         """Return mean and worst of at least one accuracy."""
         return cls(mean=sum(accuracies) / len(accuracies), worst=min(accuracies))
+
+
+def settled(rounds: Sequence[Sequence[float]]) -> Accuracy:
+    """Return mean and worst of the devices' accuracies, each device's averaged over the last rounds.
+
+    A device has 50 test images or more: in one round, the worst device is whoever had bad luck.
+
+    Args:
+        rounds: At least one; each has one accuracy a device, devices in the same order.
+    """
+    return Accuracy.of([sum(device) / len(device) for device in zip(*rounds[-NUM_SETTLED:], strict=True)])
 
 
 class Accuracies(_Part):

@@ -29,9 +29,9 @@ from nfl_ota import Repository
 from nfl_sim.demo.fleet import LEAVES, DemoFleet, baselines, device_hosts, enrol_devices
 from nfl_sim.demo.narrator import FAULTS, Narrator
 from nfl_sim.demo.proof import prove
-from nfl_sim.demo.report import Accuracies, Accuracy, Proof, Report, Round, Versions
+from nfl_sim.demo.report import Accuracies, Proof, Report, Round, Versions, settled
 from nfl_sim.demo.screen import Screen
-from nfl_sim.demo.watch import Watch
+from nfl_sim.demo.watch import ANSWERS, Watch
 from nfl_sim.faults import break_graph, sense_again
 
 TICK_S = 0.1
@@ -237,7 +237,7 @@ class Story:
         return report
 
     def _report(self, accuracies: list[float], *, num_rounds: int, proof: Proof) -> Report:
-        view, rounds = self.watch.state, self._rounds(num_rounds)
+        view, rounds = self.watch.state, self._rounds(num_rounds, accuracies)
         receipts = sum(device.num_receipts for device in view.devices.values())
         sent = [read_tap(path) for path in sorted(self.fleet.taps.glob("*.tap"))]
         contributions = sum(
@@ -247,9 +247,9 @@ class Story:
             seconds=self._now(),
             peak_rss_mb=self.peak_rss_bytes / 1e6,
             accuracy=Accuracies(
-                nested=Accuracy.of(accuracies),
-                local=Accuracy.of(rounds[-1].local),
-                shared=Accuracy.of(rounds[-1].shared),
+                nested=settled([one.nested for one in rounds]),
+                local=settled([one.local for one in rounds]),
+                shared=settled([one.shared for one in rounds]),
             ),
             bytes_up_per_device_per_version=proof.sent_bytes / max(1, receipts),
             bytes_contribution=contributions / max(1, receipts),
@@ -269,21 +269,21 @@ class Story:
             proof=proof,
         )
 
-    def _rounds(self, num_rounds: int) -> list[Round]:
+    def _rounds(self, num_rounds: int, last: list[float]) -> list[Round]:
         """Return the curves; nested: what models get right once devices have made 1, 2, ... updates on average."""
         latest: dict[str, float] = {}
         curve: list[list[float]] = []
         num_updates = 0
         for event in self.watch.events:
-            if event.name in {"merged", "micro-update", "initialised"} and event.who in self.watch.state.devices:
+            if event.name in ANSWERS:
                 latest[event.who] = event.number("accuracy")
-                num_updates += event.name == "micro-update"
-                if num_updates >= (len(curve) + 1) * len(self.fleet.devices):
-                    curve.append(list(latest.values()))
+            num_updates += event.name == "micro-update"
+            if num_updates >= (len(curve) + 1) * len(self.fleet.devices):
+                curve.append([latest[device] for device in self.fleet.devices if device in latest])
         if len(curve) >= num_rounds:
-            curve[num_rounds - 1 :] = [self.watch.state.accuracies()]
+            curve[num_rounds - 1 :] = [last]
         else:
-            curve.append(self.watch.state.accuracies())
+            curve.append(last)
         rows = self._baselines()[:num_rounds]
         return [
             Round(number=i + 1, nested=nested, local=list(row["local"]), shared=list(row["shared"]))

@@ -84,6 +84,8 @@ class FleetView:
         return [device.accuracy for device in self.devices.values() if device.accuracy is not None]
 
 
+# After these a device has taken in, or refused, a version: the model that then works for its owner is the one to score.
+ANSWERS = frozenset({"initialised", "merged", "merge-refused"})
 _MOODS = {
     "booted": "starting",
     "linked": "waiting",
@@ -165,7 +167,7 @@ def _apply_root(state: FleetView, event: Event) -> None:
 
 def _apply_device(device: DeviceView, event: Event) -> None:
     device.mood = _MOODS.get(event.name, device.mood)
-    if event.name in {"merged", "micro-update", "initialised"}:
+    if event.name in ANSWERS:
         device.accuracy = event.number("accuracy")
     if event.name == "installed":
         device.version = int(event.number("version"))
