@@ -59,7 +59,7 @@ def plus_one(values: np.ndarray) -> np.ndarray:
 def test_the_copy_holds_as_it_is(played: Played, copy: Path) -> None:
     proof = proof_of(played, copy)
     assert proof.holds
-    assert proof.batches == played.proof.batches
+    assert proof.batches >= played.proof.batches  # what was on its way when the fleet was asked has arrived since
 
 
 def test_one_integer_off_at_the_root_is_seen(played: Played, copy: Path) -> None:
