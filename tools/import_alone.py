@@ -10,7 +10,7 @@ import pkgutil
 import sys
 
 OPTIONAL_ROOMS = ("nfl_core.learning",)  # need the extra nfl-core[torch]
-WITH_TORCH = ("nfl_edge.trainer", "nfl_cluster.validate.shadow", "nfl_cluster.init")
+WITH_TORCH = ("nfl_edge.training", "nfl_cluster.validate.shadow")
 
 
 def main(distribution: str, expectation: str) -> None:
