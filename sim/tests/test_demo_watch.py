@@ -63,8 +63,11 @@ def test_a_line_that_is_still_being_written_waits(tmp_path: Path, journals: Jour
 
 def test_a_device_is_scored_when_it_has_answered_a_version(tmp_path: Path, journals: Journals) -> None:
     watch = Watch(tmp_path, ["robot-01"])
-    for event, accuracy in (("merged", 0.8), ("micro-update", 0.6)):
+    for event, accuracy, score in (("initialised", 0.1, 0.1), ("micro-update", 0.5, 0.5), ("merged", 0.8, 0.8)):
         journals.write(journals.device, event, accuracy=accuracy)
+        watch.poll()
+        assert watch.state.accuracies() == [score]
+    journals.write(journals.device, "micro-update", accuracy=0.6)
     watch.poll()
     assert watch.state.accuracies() == [0.8]
     journals.write(journals.device, "merge-refused", accuracy=0.7)

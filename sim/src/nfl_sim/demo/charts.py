@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from html import escape
 
 WIDTH, HEIGHT = 720, 300
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 118, 28, 36
+_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 134, 28, 36
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

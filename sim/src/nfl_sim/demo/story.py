@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
@@ -31,7 +32,7 @@ from nfl_sim.demo.narrator import FAULTS, Narrator
 from nfl_sim.demo.proof import prove
 from nfl_sim.demo.report import Accuracies, Proof, Report, Round, Versions, settled
 from nfl_sim.demo.screen import Screen
-from nfl_sim.demo.watch import ANSWERS, Watch
+from nfl_sim.demo.watch import ANSWERS, Watch, scores
 from nfl_sim.faults import break_graph, sense_again
 
 TICK_S = 0.1
@@ -272,11 +273,13 @@ class Story:
     def _rounds(self, num_rounds: int, last: list[float]) -> list[Round]:
         """Return the curves; nested: what models get right once devices have made 1, 2, ... updates on average."""
         latest: dict[str, float] = {}
+        num_answers: Counter[str] = Counter()
         curve: list[list[float]] = []
         num_updates = 0
         for event in self.watch.events:
-            if event.name in ANSWERS:
+            if scores(event, num_answers=num_answers[event.who]):
                 latest[event.who] = event.number("accuracy")
+            num_answers[event.who] += event.name in ANSWERS
             num_updates += event.name == "micro-update"
             if num_updates >= (len(curve) + 1) * len(self.fleet.devices):
                 curve.append([latest[device] for device in self.fleet.devices if device in latest])

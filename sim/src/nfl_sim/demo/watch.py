@@ -53,6 +53,7 @@ class DeviceView:
     num_steps: int = 0
     num_receipts: int = 0
     num_fallbacks: int = 0
+    num_answers: int = 0
     policies: list[int] = field(default_factory=list)
 
 
@@ -85,7 +86,7 @@ class FleetView:
 
 
 # After these a device has taken in, or refused, a version: the model that then works for its owner is the one to score.
-ANSWERS = frozenset({"initialised", "merged", "merge-refused"})
+ANSWERS = frozenset({"merged", "merge-refused"})
 _MOODS = {
     "booted": "starting",
     "linked": "waiting",
@@ -142,6 +143,11 @@ class Watch:
         return [_parse(who, line) for line in whole.splitlines() if line.strip()]
 
 
+def scores(event: Event, *, num_answers: int) -> bool:
+    """Say whether an event's accuracy is the device's: that of its last answer, before any that of what it learned."""
+    return event.name in ANSWERS or (event.name in {"initialised", "micro-update"} and not num_answers)
+
+
 def _parse(who: str, line: bytes) -> Event:
     figures: dict[str, object] = json.loads(line)
     at, name = datetime.fromisoformat(str(figures.pop("at")).replace("Z", "+00:00")), str(figures.pop("event"))
@@ -167,8 +173,9 @@ def _apply_root(state: FleetView, event: Event) -> None:
 
 def _apply_device(device: DeviceView, event: Event) -> None:
     device.mood = _MOODS.get(event.name, device.mood)
-    if event.name in ANSWERS:
+    if scores(event, num_answers=device.num_answers):
         device.accuracy = event.number("accuracy")
+    device.num_answers += event.name in ANSWERS
     if event.name == "installed":
         device.version = int(event.number("version"))
     elif event.name == "fell-back":
