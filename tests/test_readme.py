@@ -24,7 +24,7 @@ def block_of(command: str) -> list[str]:
 def shape(line: str) -> str:
     """Return a line without its numbers, its frame and the width of its columns."""
     cells = [cell.strip() for cell in re.split(r"[│┃]", line)] if re.search(r"[│┃]", line) else [line.strip()]
-    return "|".join(re.sub(r"[\d.,]+", "#", cell) for cell in cells)
+    return "|".join(re.sub(r"\d[\d.,]*", "#", cell) for cell in cells)
 
 
 def printed_table() -> list[str]:
