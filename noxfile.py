@@ -75,6 +75,7 @@ except ImportError:
 
 nox.options.sessions = ["lint", "types", "layers", "tests"]
 nox.options.envdir = str(TOOLS / "sessions")
+nox.options.default_venv_backend = "venv"
 nox.options.error_on_missing_interpreters = True
 nox.needs_version = ">=2024.10.9"
 

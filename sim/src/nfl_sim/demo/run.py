@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 
+from nfl_cluster.operations import send
 from nfl_cluster.processes import Supervisor
 from nfl_cluster.topology import flare_processes
 from nfl_core.cli.console import stderr
@@ -73,6 +74,7 @@ def run_demo(home: Path, *, num_devices: int, num_versions: int, seed: int, keep
                 pages = write_report(folder, report)
                 screen.say(f"report: {pages[0]} and {pages[1]}", style="bold")
                 if keep:
+                    send(folder, "resume")
                     _stay(folder, supervisor.poll, screen)
             finally:
                 screen.say("stopping all processes")
