@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from nfl_cluster.attendance import Attendance
+from nfl_cluster.attendance import MAX_COUNTER, Attendance
 from nfl_core import metrics
+from nfl_core.errors import MalformedError
 from nfl_core.ids import DeviceId, LeafId, RegionId
 from nfl_core.wire import device_pb2, sites_pb2
 
@@ -101,3 +102,18 @@ def test_who_refused_content_has_answered_when_it_comes_back(attendance: Attenda
     assert (found.merge_refused, found.healthy, found.installed) == (1, 0, 0)
     again = Attendance(tmp_path / "devices", leaf=LeafId("leaf-1"), region=RegionId("north"))
     assert counts(again).merge_refused == 1
+
+
+def test_devices_that_report_huge_counters_cannot_stop_their_leaf(attendance: Attendance) -> None:
+    """The leaf sums what all devices report; the sum of the largest must fit the message to the root."""
+    follow(attendance, 1)
+    largest = {metrics.DEVICE_STEPS: MAX_COUNTER}
+    for number in range(1000):
+        device = DeviceId(f"robot-{number}")
+        hello(attendance, device, 1)
+        attendance.report(device, device_pb2.ReportRequest(sequence=1, installed_version=1, counters=largest))
+    assert counts(attendance).counters[metrics.DEVICE_STEPS] == 1000 * MAX_COUNTER
+    assert 1_000_000 * MAX_COUNTER < 2**63
+    over = device_pb2.ReportRequest(sequence=2, installed_version=1, counters={metrics.DEVICE_STEPS: MAX_COUNTER + 1})
+    with pytest.raises(MalformedError, match="expected 0 to"):
+        attendance.report(ROBOT, over)
