@@ -108,11 +108,11 @@ def test_devices_that_report_huge_counters_cannot_stop_their_leaf(attendance: At
     """The leaf sums what all devices report; the sum of the largest must fit the message to the root."""
     follow(attendance, 1)
     largest = {metrics.DEVICE_STEPS: MAX_COUNTER}
-    for number in range(1000):
+    for number in range(20):
         device = DeviceId(f"robot-{number}")
         hello(attendance, device, 1)
         attendance.report(device, device_pb2.ReportRequest(sequence=1, installed_version=1, counters=largest))
-    assert counts(attendance).counters[metrics.DEVICE_STEPS] == 1000 * MAX_COUNTER
+    assert counts(attendance).counters[metrics.DEVICE_STEPS] == 20 * MAX_COUNTER
     assert 1_000_000 * MAX_COUNTER < 2**63
     over = device_pb2.ReportRequest(sequence=2, installed_version=1, counters={metrics.DEVICE_STEPS: MAX_COUNTER + 1})
     with pytest.raises(MalformedError, match="expected 0 to"):
