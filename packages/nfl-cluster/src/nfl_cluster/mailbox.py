@@ -163,7 +163,14 @@ class Mailbox:
 
     def incoming(self) -> list[Message]:
         """Return what arrived and is not done, oldest first for each sender."""
-        return [_decode(read_file(path)) for path in _files(self._inbox)]
+        messages = []
+        for path in _files(self._inbox):
+            # Two couriers may carry one message while a job is replaced: the later may write after it was done.
+            if (self._seen / path.stem).exists():
+                remove_file(path)
+            else:
+                messages.append(_decode(read_file(path)))
+        return messages
 
     def done(self, message: Message) -> None:
         """Say that an incoming message has had its effect, durably; it is never handed out again."""
