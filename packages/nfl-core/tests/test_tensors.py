@@ -10,9 +10,9 @@ import safetensors.numpy
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nfl_core.errors import SchemaError, TensorFileError
+from nfl_core.errors import MalformedError, SchemaError, TensorFileError
 from nfl_core.schema import TensorSchema
-from nfl_core.tensors import DTYPES, MAX_HEADER_BYTES, content_digest, read_tensors, write_tensors
+from nfl_core.tensors import DTYPES, MAX_HEADER_BYTES, content_digest, read_tensors, to_input, write_tensors
 
 MAX_BYTES = 1024 * 1024
 W = np.arange(6, dtype=np.float32).reshape(2, 3)
@@ -164,6 +164,18 @@ def test_noise_never_crashes(data: bytes) -> None:
 def test_unknown_type_is_not_written() -> None:
     with pytest.raises(TensorFileError, match="complex64"):
         write_tensors({"w": np.zeros(2, np.complex64)})
+
+
+def test_pixels_are_scaled_and_features_stay() -> None:
+    assert to_input(np.array([0, 51, 255], np.uint8)).tolist() == [0.0, np.float32(0.2), 1.0]
+    features = np.array([-2.5, 300.0], np.float32)
+    assert to_input(features).tobytes() == features.tobytes()
+
+
+@pytest.mark.parametrize("bad", [np.zeros(2), np.zeros(2, np.int64), np.array([np.nan], np.float32)])
+def test_inputs_that_no_model_takes_are_refused(bad: np.ndarray) -> None:
+    with pytest.raises(MalformedError, match="inputs"):
+        to_input(bad)
 
 
 def test_content_digest_is_of_the_shared_tensors_alone(schema: TensorSchema) -> None:

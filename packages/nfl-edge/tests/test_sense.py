@@ -26,10 +26,28 @@ def test_pixels_become_floats_from_zero_to_one(tmp_path: Path) -> None:
     assert len(samples.holdout) == 3
 
 
+def test_features_stay_as_they_are(tmp_path: Path) -> None:
+    features = np.linspace(-3, 3, 48, dtype=np.float32).reshape(3, 1, 4, 4)
+    save_file(arrays() | {"train.x": features, "test.x": np.asfortranarray(features)}, tmp_path / "s")
+    samples = read_samples(tmp_path / "s")
+    assert samples.train.x_BCHW.tobytes() == features.tobytes()
+    assert (samples.holdout.x_BCHW == 1.0).all()  # each split says by its type what it holds
+
+
+def test_a_value_that_is_not_finite_is_named(tmp_path: Path) -> None:
+    save_file(arrays() | {"test.x": np.full((3, 1, 4, 4), np.inf, np.float32)}, tmp_path / "s")
+    with pytest.raises(SamplesError, match="test: inputs hold a value that is not finite"):
+        read_samples(tmp_path / "s")
+
+
 @pytest.mark.parametrize(
     "change",
     [
-        {"train.x": np.zeros((3, 1, 4, 4), np.float32)},
+        {"train.x": np.zeros((3, 1, 4, 4), np.float64)},
+        {"train.x": np.zeros((3, 1, 4, 4), np.int8)},
+        {"train.x": np.full((3, 1, 4, 4), np.nan, np.float32)},
+        {"holdout.x": np.full((3, 1, 4, 4), -np.inf, np.float32)},
+        {"train.x": np.zeros((3, 16), np.float32)},
         {"train.x": np.zeros((3, 16), np.uint8)},
         {"train.y": np.zeros(2, np.int64)},
         {"train.y": np.zeros(3, np.int32)},

@@ -106,6 +106,16 @@ def test_without_shadow_data_there_are_no_scales(tmp_path: Path, content: Conten
     assert SampleJudges(CONFIG, tmp_path).scales(content) is None
 
 
+def test_features_are_read_as_they_are(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    features = np.linspace(-3, 3, 6, dtype=np.float32).reshape(2, 3)
+    path.write_bytes(write_tensors({"x": features, "y": np.zeros(2, np.int64)}))
+    assert read_samples(path, input_shape=(3,), num_classes=2).x.tobytes() == features.tobytes()
+    path.write_bytes(write_tensors({"x": features.astype(np.float64), "y": np.zeros(2, np.int64)}))
+    with pytest.raises(ConfigError, match="inputs are float64"):
+        read_samples(path, input_shape=(3,), num_classes=2)
+
+
 def test_samples_of_another_shape_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     path.write_bytes(write_tensors({"x": np.zeros((2, 3), np.uint8), "y": np.zeros(2, np.int64)}))

@@ -22,7 +22,7 @@ import numpy as np
 import safetensors.numpy
 from numpy.typing import NDArray
 
-from nfl_core.errors import SchemaError, TensorFileError
+from nfl_core.errors import MalformedError, SchemaError, TensorFileError
 from nfl_core.ids import Digest
 from nfl_core.schema import TensorSchema
 
@@ -97,6 +97,28 @@ def write_tensors(tensors: Mapping[str, Array]) -> bytes:
             raise TensorFileError(f"tensor {name!r} holds a value that is not finite")
         plain[name] = np.ascontiguousarray(array).reshape(array.shape)
     return safetensors.numpy.save(plain)
+
+
+def to_input(x: Array) -> NDArray[np.float32]:
+    """Turn stored samples into a model's input: the one rule, for learning, inference and the root's gates.
+
+    Args:
+        x: Pixels, uint8, or features, float32 and finite; any shape.
+
+    Returns:
+        Pixels as float32 in [0, 1]; features as they are.
+
+    Raises:
+        MalformedError: Another type, or a value that is not finite.
+    """
+    if x.dtype == np.uint8:
+        return x.astype(np.float32) / np.float32(255)
+    if x.dtype != np.float32:
+        raise MalformedError(f"inputs are {x.dtype}, expected uint8 pixels or float32 features")
+    features = x.astype(np.float32, copy=False)
+    if not np.isfinite(features).all():
+        raise MalformedError("inputs hold a value that is not finite")
+    return features
 
 
 def content_digest(schema: TensorSchema, tensors: Mapping[str, NDArray[np.float32]]) -> Digest:

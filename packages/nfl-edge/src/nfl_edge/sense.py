@@ -1,8 +1,9 @@
 """Give a device's samples to those who may see them: its own trainer and its own engine.
 
 A file of samples is a safetensors file with three splits: `train` to learn from, `holdout` to judge merges and
-probation, `test` for the journal alone. Pixels are uint8 and become float32 in [0, 1] here and nowhere else, so that
-what is learned and what is inferred see the same numbers.
+probation, `test` for the journal alone. Inputs are pixels, uint8, which become float32 in [0, 1] by
+`nfl_core.tensors.to_input` and nowhere else, or features, float32, which stay as they are: so what is learned and what
+is inferred see the same numbers.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from nfl_core.errors import MalformedError
+from nfl_core.tensors import to_input
 from nfl_edge.errors import SamplesError
 
 SPLITS = ("train", "holdout", "test")
@@ -23,7 +26,7 @@ SPLITS = ("train", "holdout", "test")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Split:
-    """Labelled samples: `x_BCHW` float32 in [0, 1], shape [B, C, H, W]; `y_B` int64, shape [B]."""
+    """Labelled samples: `x_BCHW` float32, finite, shape [B, C, H, W]; `y_B` int64, shape [B]."""
 
     x_BCHW: NDArray[np.float32]
     y_B: NDArray[np.int64]
@@ -88,18 +91,16 @@ def read_samples(path: Path) -> Samples:
     return Samples(**{split: _split(arrays[f"{split}.x"], arrays[f"{split}.y"], split) for split in SPLITS})
 
 
-def to_input(x_BCHW: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Turn pixels 0 to 255 into the model's input, float32 in [0, 1], same shape."""
-    return x_BCHW.astype(np.float32) / np.float32(255)
-
-
 def _split(x: NDArray[np.generic], y: NDArray[np.generic], name: str) -> Split:
-    if x.dtype != np.uint8 or x.ndim != 4 or y.dtype != np.int64 or y.shape != x.shape[:1]:
+    if x.ndim != 4 or y.dtype != np.int64 or y.shape != x.shape[:1]:
         raise SamplesError(
-            f"{name} is {x.dtype}{list(x.shape)} with {y.dtype}{list(y.shape)}, expected uint8 [N,C,H,W] with int64 [N]"
+            f"{name} is {x.dtype}{list(x.shape)} with {y.dtype}{list(y.shape)}, expected [N,C,H,W] with int64 [N]"
         )
     if not len(y) or int(y.min()) < 0:
         raise SamplesError(
             f"{name} holds {len(y)} samples with labels from {y.min() if len(y) else None}, expected 1 or more from 0"
         )
-    return Split(x_BCHW=to_input(x.astype(np.uint8, copy=False)), y_B=y.astype(np.int64, copy=False))
+    try:
+        return Split(x_BCHW=to_input(x), y_B=y.astype(np.int64, copy=False))
+    except MalformedError as error:
+        raise SamplesError(f"{name}: {error.message}") from error

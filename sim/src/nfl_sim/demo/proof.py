@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nfl_core.config import FleetConfig
-from nfl_core.errors import NotFoundError
+from nfl_core.errors import ConfigError, NotFoundError
 from nfl_core.tensors import read_tensors
 from nfl_edge.folder import DeviceFolder
 from nfl_edge.link import read_tap
@@ -73,9 +73,11 @@ def _receipts(folder: DeviceFolder) -> Iterator[str]:
 
 
 def _rows(folder: DeviceFolder) -> NDArray[np.uint8]:
-    """Return all rows of pixels of a device, uint8 [R, W]."""
+    """Return all rows of pixels of a device, uint8 [R, W]. Raises ConfigError when its samples are no pixels."""
     arrays = read_tensors(folder.samples.read_bytes(), None, max_bytes=MAX_SAMPLES_BYTES)
     images = [values for name, values in sorted(arrays.items()) if name.endswith(".x")]
+    if any(x.dtype != np.uint8 for x in images):
+        raise ConfigError(f"samples of {folder.root.name} are {images[0].dtype}, the search is for pixels, uint8")
     return np.concatenate([x.reshape(-1, x.shape[-1]) for x in images]).astype(np.uint8)
 
 

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nfl_core.durable import read_file
-from nfl_core.errors import ConfigError
-from nfl_core.tensors import read_tensors
+from nfl_core.errors import ConfigError, MalformedError
+from nfl_core.tensors import read_tensors, to_input
 
 MAX_SAMPLES_BYTES = 512 * 1024 * 1024
 HELDOUT, SHADOW = "heldout.safetensors", "shadow.safetensors"
@@ -21,7 +21,7 @@ class Samples:
     """Labelled inputs.
 
     Attributes:
-        x: float32 [N, C, H, W], in [0, 1].
+        x: float32 [N, C, H, W]; pixels are in [0, 1].
         y: int64 [N].
     """
 
@@ -33,7 +33,7 @@ def read_samples(path: Path, *, input_shape: tuple[int, ...], num_classes: int) 
     """Read the samples of a file.
 
     Args:
-        path: Holds `x`, uint8 [N, *input_shape], and `y`, int64 [N].
+        path: Holds `x`, uint8 or float32 [N, *input_shape], and `y`, int64 [N].
         input_shape: Of one input.
         num_classes: Labels are below it.
 
@@ -46,12 +46,15 @@ def read_samples(path: Path, *, input_shape: tuple[int, ...], num_classes: int) 
     x, y = tensors.get("x"), tensors.get("y")
     if x is None or y is None or set(tensors) != {"x", "y"}:
         raise ConfigError(f"{path} holds {sorted(tensors)[:5]}, expected x and y")
-    if x.dtype != np.uint8 or x.shape != (len(y), *input_shape) or y.dtype != np.int64 or y.ndim != 1 or not len(y):
+    if y.ndim != 1 or y.dtype != np.int64 or not len(y) or x.shape != (len(y), *input_shape):
         raise ConfigError(
             f"{path} holds {x.dtype}{list(x.shape)} and {y.dtype}{list(y.shape)}, "
-            f"expected uint8 [N, {', '.join(map(str, input_shape))}] and int64 [N]"
+            f"expected [N, {', '.join(map(str, input_shape))}] and int64 [N]"
         )
     labels = y.astype(np.int64)
     if labels.min() < 0 or labels.max() >= num_classes:
         raise ConfigError(f"{path} has labels {labels.min()} to {labels.max()}, expected 0 to {num_classes - 1}")
-    return Samples(x=x.astype(np.float32) / np.float32(255), y=labels)
+    try:
+        return Samples(x=to_input(x), y=labels)
+    except MalformedError as error:
+        raise ConfigError(f"{path}: {error.message}") from error
