@@ -51,8 +51,8 @@ class SamplesError(MalformedError):
 
     code = "samples.invalid"
     hint = (
-        "write samples.safetensors with train.x uint8 or float32 [N,C,H,W], train.y int64 [N], and the same for holdout "
-        "and test"
+        "write samples.safetensors with train.x uint8 or float32 [N,C,H,W], train.y int64 [N], "
+        "and the same for holdout and test"
     )
 
 
