@@ -52,12 +52,11 @@ def run(home: Path, *, num_rounds: int, out: Path, seed: int) -> None:
     from nfl_core.config import load_fleet
     from nfl_core.learning import (
         Cohort,
+        FedAvg,
         LearningSettings,
+        LocalOnly,
         Owner,
         create_model,
-        local_only,
-        plain_loss,
-        shared_only,
     )
     from nfl_edge.sense import read_samples
 
@@ -77,14 +76,13 @@ def run(home: Path, *, num_rounds: int, out: Path, seed: int) -> None:
     local, shared = (
         Cohort(
             make,
-            spec=spec,
+            strategy=strategy,
             settings=settings,
             owners=owners,
             seed=seed,
-            objective=plain_loss,
             server_learning_rate=config.root.server_learning_rate,
         )
-        for spec in (local_only(), shared_only())
+        for strategy in (LocalOnly(), FedAvg())
     )
     # Anew, not appended to: after a restart all rounds are run again.
     with out.open("w", encoding="ascii") as file:
@@ -96,7 +94,7 @@ def run(home: Path, *, num_rounds: int, out: Path, seed: int) -> None:
                     {
                         "round": number,
                         "local": alone.after_local,
-                        "shared": together.after_average,
+                        "shared": together.after_merge,
                         "steps": alone.num_steps,
                     }
                 )

@@ -11,26 +11,56 @@ This is the only room of nfl-core that needs torch (`pip install nfl-core[torch]
 
 from __future__ import annotations
 
-from nfl_core.learning.baselines import Cohort, Owner, RoundReport, local_only, shared_only, weighted_mean
 from nfl_core.learning.clock import LevelClock
+from nfl_core.learning.cohort import Cohort, Owner, RoundReport, weighted_mean
 from nfl_core.learning.export import export_graph
 from nfl_core.learning.learner import LearnerState, NestedLearner
 from nfl_core.learning.merge import MergeReport, Samples, decide, merge
 from nfl_core.learning.model import NestedModel, create_model, load_state, schema_of, state_of
-from nfl_core.learning.objective import Score, joint_loss, label_prior, plain_loss, score, score_logits
+from nfl_core.learning.objective import Score, joint_loss, label_prior, plain_loss, score, score_logits, separate_loss
 from nfl_core.learning.reference import SmallCnn, default_levels, default_spec, small_cnn
 from nfl_core.learning.refit import FeatureCache, cache_features, refit
 from nfl_core.learning.settings import LearningSettings
+from nfl_core.learning.strategies import (
+    Ditto,
+    FedAla,
+    FedAvg,
+    FedBabu,
+    FedPer,
+    FedProx,
+    FedRep,
+    FedRod,
+    LocalOnly,
+    Member,
+    Nested,
+    Strategy,
+    local_only,
+    private_head,
+    shared_only,
+)
+from nfl_core.learning.transport import FewBits, Transport, Whole
 from nfl_core.learning.update import MicroUpdateReport, deviation_scales, displacement, micro_update
 
 __all__ = [
     "Cohort",
+    "Ditto",
     "FeatureCache",
+    "FedAla",
+    "FedAvg",
+    "FedBabu",
+    "FedPer",
+    "FedProx",
+    "FedRep",
+    "FedRod",
+    "FewBits",
     "LearnerState",
     "LearningSettings",
     "LevelClock",
+    "LocalOnly",
+    "Member",
     "MergeReport",
     "MicroUpdateReport",
+    "Nested",
     "NestedLearner",
     "NestedModel",
     "Owner",
@@ -38,6 +68,9 @@ __all__ = [
     "Samples",
     "Score",
     "SmallCnn",
+    "Strategy",
+    "Transport",
+    "Whole",
     "cache_features",
     "create_model",
     "decide",
@@ -53,10 +86,12 @@ __all__ = [
     "merge",
     "micro_update",
     "plain_loss",
+    "private_head",
     "refit",
     "schema_of",
     "score",
     "score_logits",
+    "separate_loss",
     "shared_only",
     "small_cnn",
     "state_of",

@@ -27,13 +27,13 @@ class LevelClock:
         self._gathered = dict.fromkeys(self._periods, 0)
         self.num_ticks = 0
 
-    def tick(self) -> tuple[tuple[str, int], ...]:
+    def tick(self, *, held: frozenset[str] = frozenset()) -> tuple[tuple[str, int], ...]:
         """Count one batch; return (level, batches gathered) for the levels that are due, fastest first.
 
-        They start a new chunk.
+        They start a new chunk. Held levels count nothing.
         """
         self.num_ticks += 1
-        self._gathered = {name: gathered + 1 for name, gathered in self._gathered.items()}
+        self._gathered = {name: gathered + (name not in held) for name, gathered in self._gathered.items()}
         return self._take(name for name, gathered in self._gathered.items() if gathered == self._periods[name])
 
     def flush(self) -> tuple[tuple[str, int], ...]:

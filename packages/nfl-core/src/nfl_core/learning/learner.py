@@ -51,7 +51,6 @@ class _Lane:
     level: Level
     names: list[str]
     parameters: list[Tensor]
-    span: slice  # where its gradients stand in the list of all
     optimizer: Optimizer
     learning_rate: float
     memory: Memory
@@ -90,22 +89,19 @@ class NestedLearner:
         self.clock = LevelClock(tuple((level.name, level.period) for level in spec.levels))
         parameters = dict(module.named_parameters())
         level_of = spec.assign(list(parameters))
+        self._held: frozenset[str] = frozenset()
         self._lanes: dict[str, _Lane] = {}
-        self._all: list[Tensor] = []
         for level in spec.levels:
             names = [name for name in parameters if level_of[name] == level.name]
             self._lanes[level.name] = self._lane(level, names, [parameters[name] for name in names])
 
     def _lane(self, level: Level, names: list[str], parameters: list[Tensor]) -> _Lane:
-        start = len(self._all)
-        self._all.extend(parameters)
         optimizer = optimizer_of(level.optimizer)
         rate = self.settings.learning_rate if level.learning_rate is None else level.learning_rate
         return _Lane(
             level=level,
             names=names,
             parameters=parameters,
-            span=slice(start, len(self._all)),
             optimizer=optimizer,
             learning_rate=rate,
             memory=optimizer.init(parameters),
@@ -125,14 +121,36 @@ class NestedLearner:
             The loss before the step, a detached scalar.
         """
         loss = self.objective(self.module, x, y, prior)
+        lanes = [lane for lane in self._lanes.values() if lane.level.name not in self._held]
         # A level that the objective does not reach learns nothing: zeros, not an error.
-        gradients = torch.autograd.grad(loss, self._all, allow_unused=True, materialize_grads=True)
+        wanted = [parameter for lane in lanes for parameter in lane.parameters]
+        gradients = iter(torch.autograd.grad(loss, wanted, allow_unused=True, materialize_grads=True))
         with torch.no_grad():
-            for lane in self._lanes.values():
-                self._gather(lane, gradients[lane.span])
-            for name, num_batches in self.clock.tick():
+            for lane in lanes:
+                self._gather(lane, [next(gradients) for _ in lane.parameters])
+            for name, num_batches in self.clock.tick(held=self._held):
                 self._close(self._lanes[name], num_batches)
         return loss.detach()
+
+    def hold(self, *names: str) -> None:
+        """Keep these levels as they are, and no others, until the next call: they neither gather nor step.
+
+        Alternating schedules and head-only training are made of this; an open chunk of a held level waits.
+
+        Raises:
+            NotFoundError: The spec has no such level.
+            LearningError: All levels would be held.
+        """
+        held = frozenset(self.spec.level(name).name for name in names)
+        if len(held) == len(self.spec.levels):
+            raise LearningError(f"all levels are held: {sorted(held)}; expected at least one that learns")
+        self._held = held
+
+    def pull_to(self, state: Mapping[str, FloatArray]) -> None:
+        """Let proximal terms pull to this state instead of the last accepted one; it must name their parameters."""
+        for lane in self._lanes.values():
+            if lane.anchors is not None:
+                lane.anchors = [torch.from_numpy(np.array(state[name], copy=True)) for name in lane.names]
 
     def flush(self) -> None:
         """Apply the chunks that are open, as a period that ends now would."""

@@ -69,6 +69,13 @@ def joint_loss(module: NestedModel, x: Tensor, y: Tensor, prior: Tensor) -> Tens
     return cross_entropy(generic + prior, y) + cross_entropy(generic.detach() + module.residual(z), y)
 
 
+def separate_loss(module: NestedModel, x: Tensor, y: Tensor, prior: Tensor) -> Tensor:
+    """Return the joint loss whose personal part does not reach the features: FedRoD's (arXiv:2107.00778)."""
+    z = module.features(x)
+    generic = module.generic(z)
+    return cross_entropy(generic + prior, y) + cross_entropy(generic.detach() + module.residual(z.detach()), y)
+
+
 def plain_loss(module: NestedModel, x: Tensor, y: Tensor, prior: Tensor) -> Tensor:  # noqa: ARG001 - an Objective
     """Return CE(generic, y): an ordinary network without private head, for the baselines."""
     return cross_entropy(module.generic(module.features(x)), y)

@@ -8,6 +8,7 @@ Shape legend: N samples, D features, K classes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -48,27 +49,30 @@ def refit(
     batch_size: int,
     learning_rate: float,
     generator: torch.Generator,
+    parameters: Sequence[Tensor] | None = None,
 ) -> None:
-    """Take steps of gradient descent on CE(generic + private(z), y), the private head alone.
+    """Take steps of gradient descent on CE(generic(z) + private(z), y), one head alone.
 
     Args:
-        module: Only its private head changes.
+        module: Only its private head changes, or only `parameters`.
         cache: Made by `cache_features` with the shared levels that `module` has now.
         num_steps: Steps, >= 0; each draws its samples with replacement.
         batch_size: Samples a step, >= 1.
         learning_rate: Step size, > 0.
         generator: Draws the samples.
+        parameters: Of the head that is fitted instead of the private one, for methods whose generic head is private.
 
     Raises:
         LearningError: There is nothing to learn from.
     """
     if not len(cache.y):
         raise LearningError("refit got no samples, expected at least one")
-    parameters = list(module.private.parameters())
+    fitted = list(module.private.parameters()) if parameters is None else list(parameters)
     picks = torch.randint(len(cache.y), (num_steps, batch_size), generator=generator)
     for pick in picks:
-        loss = cross_entropy(cache.generic[pick] + module.residual(cache.z[pick]), cache.y[pick])
-        gradients = torch.autograd.grad(loss, parameters)
+        generic = cache.generic[pick] if parameters is None else module.generic(cache.z[pick])
+        loss = cross_entropy(generic + module.residual(cache.z[pick]), cache.y[pick])
+        gradients = torch.autograd.grad(loss, fitted)
         with torch.no_grad():
-            for parameter, gradient in zip(parameters, gradients, strict=True):
+            for parameter, gradient in zip(fitted, gradients, strict=True):
                 parameter.add_(gradient, alpha=-learning_rate)

@@ -10,19 +10,25 @@ from torch.nn.functional import cross_entropy
 from nfl_core.errors import LearningError
 from nfl_core.learning import (
     Cohort,
+    Ditto,
+    FedAla,
+    FedAvg,
+    FedBabu,
+    FedPer,
+    FedRep,
+    FedRod,
     LearningSettings,
+    LocalOnly,
+    Nested,
     NestedLearner,
     NestedModel,
     Owner,
     Samples,
-    default_spec,
-    joint_loss,
     label_prior,
     local_only,
     micro_update,
     plain_loss,
     score,
-    shared_only,
     state_of,
     weighted_mean,
 )
@@ -47,11 +53,10 @@ def test_one_shared_level_of_period_one_is_federated_averaging_bit_for_bit(
     owners = owners_of(make_samples)
     cohort = Cohort(
         make_model,
-        spec=shared_only(),
+        strategy=FedAvg(),
         settings=SETTINGS,
         owners=owners,
         seed=3,
-        objective=plain_loss,
         weigh_by_samples=True,
     )
     reports = [cohort.run_round() for _ in range(2)]
@@ -82,12 +87,12 @@ def test_one_shared_level_of_period_one_is_federated_averaging_bit_for_bit(
         assert all(state[name].tobytes() == p.numpy().tobytes() for name, p in world.items())
     answer = make_model()
     answer.load_state_dict(world)
-    assert reports[1].after_average == tuple(score(answer, o.test.x, o.test.y).accuracy for o in owners)
+    assert reports[1].after_merge == tuple(score(answer, o.test.x, o.test.y).accuracy for o in owners)
 
 
 def test_all_private_is_everybody_alone(make_model: MakeModel, make_samples: MakeSamples) -> None:
     owners = owners_of(make_samples, 3)
-    cohort = Cohort(make_model, spec=local_only(), settings=SETTINGS, owners=owners, seed=0, objective=plain_loss)
+    cohort = Cohort(make_model, strategy=LocalOnly(), settings=SETTINGS, owners=owners, seed=0)
     reports = [cohort.run_round() for _ in range(2)]
     for place, owner in enumerate(owners):
         alone = make_model()
@@ -104,11 +109,11 @@ def test_all_private_is_everybody_alone(make_model: MakeModel, make_samples: Mak
             )
         one, two = state_of(alone), state_of(cohort.models[place])
         assert all(one[name].tobytes() == two[name].tobytes() for name in one)
-    assert reports[1].after_local == reports[1].after_average
+    assert reports[1].after_local == reports[1].after_merge
 
 
 def test_scopes_decide_with_whom_a_level_is_averaged(make_model: MakeModel, make_samples: MakeSamples) -> None:
-    cohort = Cohort(make_model, spec=default_spec(), settings=SETTINGS, owners=owners_of(make_samples), seed=0)
+    cohort = Cohort(make_model, strategy=Nested(), settings=SETTINGS, owners=owners_of(make_samples), seed=0)
     cohort.run_round()
     states = [state_of(module) for module in cohort.models]
     for tensor in cohort.schema.tensors:
@@ -124,7 +129,7 @@ def test_the_server_rate_stretches_the_mean(make_model: MakeModel, make_samples:
     start = state_of(make_model())["head.weight"]
     for rate in (1.0, 1.5):
         cohort = Cohort(
-            make_model, spec=shared_only(), settings=SETTINGS, owners=owners, seed=0, server_learning_rate=rate
+            make_model, strategy=FedAvg(), settings=SETTINGS, owners=owners, seed=0, server_learning_rate=rate
         )
         cohort.run_round()
         moved.append(state_of(cohort.models[0])["head.weight"] - start)
@@ -134,8 +139,9 @@ def test_the_server_rate_stretches_the_mean(make_model: MakeModel, make_samples:
 
 def test_every_method_takes_the_same_number_of_steps(make_model: MakeModel, make_samples: MakeSamples) -> None:
     owners, steps = owners_of(make_samples), set()
-    for spec, objective in ((default_spec(), joint_loss), (local_only(), plain_loss), (shared_only(), plain_loss)):
-        cohort = Cohort(make_model, spec=spec, settings=SETTINGS, owners=owners, seed=0, objective=objective)
+    strategies = (Nested(), LocalOnly(), FedAvg(), FedPer(), FedRep(), FedBabu(), Ditto(), FedAla(), FedRod())
+    for strategy in strategies:
+        cohort = Cohort(make_model, strategy=strategy, settings=SETTINGS, owners=owners, seed=0)
         steps.add(cohort.run_round().num_steps)
     assert steps == {2 * sum(-(-len(owner.train.y) // 16) for owner in owners)}
 
@@ -143,7 +149,7 @@ def test_every_method_takes_the_same_number_of_steps(make_model: MakeModel, make
 def test_the_same_seed_gives_the_same_round(make_model: MakeModel, make_samples: MakeSamples) -> None:
     owners, runs = owners_of(make_samples, 2), []
     for seed in (1, 1, 2):
-        cohort = Cohort(make_model, spec=default_spec(), settings=SETTINGS, owners=owners, seed=seed)
+        cohort = Cohort(make_model, strategy=Nested(), settings=SETTINGS, owners=owners, seed=seed)
         cohort.run_round()
         runs.append([array.tobytes() for array in state_of(cohort.models[0]).values()])
     assert runs[0] == runs[1]
@@ -157,4 +163,4 @@ def test_a_mean_needs_parts_and_weight(make_model: MakeModel) -> None:
         with pytest.raises(LearningError, match="mean of"):
             weighted_mean(parts, weights)
     with pytest.raises(LearningError, match="no owners"):
-        Cohort(make_model, spec=default_spec(), settings=SETTINGS, owners=[], seed=0)
+        Cohort(make_model, strategy=Nested(), settings=SETTINGS, owners=[], seed=0)
