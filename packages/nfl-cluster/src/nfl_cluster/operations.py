@@ -18,7 +18,7 @@ from nfl_core.errors import ConfigError
 from nfl_core.ids import SiteId
 
 OPERATOR = SiteId("operator")
-Action: TypeAlias = Literal["override-publish", "halt", "rollback", "open-round", "pause", "resume"]
+Action: TypeAlias = Literal["override-publish", "propose", "halt", "rollback", "open-round", "pause", "resume"]
 NEWEST, RUNNING = "newest", "running"
 
 
@@ -28,7 +28,8 @@ class Order(BaseModel):
     Attributes:
         action: What to do.
         reason: Why; recorded.
-        candidate: For override-publish: a candidate's id, "newest", or "running" for the content that runs now.
+        candidate: For override-publish: a candidate's id, "newest", or "running" for the content that runs now. For
+            propose: the digest of a proposal in the root's folder.
         graph: For override-publish: file with another inference graph.
         to: For rollback: version whose content comes back; None: the one before.
     """

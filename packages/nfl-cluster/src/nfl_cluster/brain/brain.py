@@ -27,9 +27,10 @@ from nfl_cluster.brain.content import Contents
 from nfl_cluster.brain.intake import Intake
 from nfl_cluster.brain.judges import Judges
 from nfl_cluster.brain.mail import Postman
+from nfl_cluster.brain.proposals import take_proposal
 from nfl_cluster.brain.publisher import Publisher
 from nfl_cluster.brain.rounds import open_round
-from nfl_cluster.brain.state import Buffered, Candidate, Plan
+from nfl_cluster.brain.state import Buffered, Candidate, Plan, RootState
 from nfl_cluster.brain.store import RootStore
 from nfl_cluster.mailbox import Mailbox, Message
 from nfl_cluster.operations import NEWEST, OPERATOR, RUNNING, Order, parse_order
@@ -330,11 +331,11 @@ class Brain:
                 self._act(self._driver.halt(order.reason))
             case "rollback":
                 self._roll_back(order)
-            case "override-publish":
-                if busy:
+            case "override-publish" | "propose":
+                if busy or (order.action == "propose" and _is_judging(state)):
                     self._order_waits = True
                     return False
-                self._override(order)
+                (self._override if order.action == "override-publish" else self._propose)(order)
         self._store.tell("order", action=order.action, reason=order.reason)
         return True
 
@@ -367,6 +368,17 @@ class Brain:
         if chosen is None or not self._store.path("candidates", chosen).is_dir():
             raise NotFoundError(f"no candidate {chosen}")
         state.plan = self._plan(candidate=chosen, override=order.reason, graph=graph)
+
+    def _propose(self, order: Order) -> None:
+        """Make a proposal the candidate; the gates come next, as for every other."""
+        candidate = take_proposal(
+            order.candidate,
+            store=self._store,
+            content=self._contents.of(self._store.state.path[-1].version),
+            at=self._clock().isoformat(),
+        )
+        self._store.state.candidate = candidate
+        self._record(candidate)
 
     def _plan(
         self,
@@ -451,6 +463,10 @@ class Brain:
         )
         self._act(started)
         self._commit()
+
+
+def _is_judging(state: RootState) -> bool:
+    return state.candidate is not None and state.candidate.status == "judging"
 
 
 def _health_of(message: Message) -> sites_pb2.HealthCounts:
