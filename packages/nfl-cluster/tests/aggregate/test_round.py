@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
-from nfl_cluster.aggregate.buffer import Measured, fold, staleness_weight
-from nfl_cluster.aggregate.robust import bound_norms
+from nfl_cluster.aggregate.buffer import Measured, staleness_weight
+from nfl_cluster.aggregate.robust import bound_norms, combine_batches
 from nfl_cluster.aggregate.server import server_step
 from nfl_core.config import DEFAULT_LEVELS
 from nfl_core.ids import BatchId, RegionId
@@ -27,21 +29,27 @@ def _batch(name: str, value: float, *, region: RegionId = NORTH, weight: int = 1
     return Measured(batch_id=BatchId(name), region=region, mean_P=mean_P, weight=weight, staleness=staleness)
 
 
+def fold(batches: list[Measured], *, regions: list[RegionId]) -> Mapping[RegionId, NDArray[np.float32]]:
+    return combine_batches(
+        batches, schema=SCHEMA, regions=regions, rule="mean", max_attacker_fraction=0.0, remembered={}
+    ).moved
+
+
 def test_global_values_average_over_all_and_regional_ones_over_their_region() -> None:
-    moved = fold([_batch("a", 1.0), _batch("b", 3.0, region=SOUTH)], schema=SCHEMA, regions=[NORTH, SOUTH])
+    moved = fold([_batch("a", 1.0), _batch("b", 3.0, region=SOUTH)], regions=[NORTH, SOUTH])
     assert moved[NORTH][BODY].tolist() == moved[SOUTH][BODY].tolist() == [2.0] * 40
     assert moved[NORTH][MIDDLE].tolist() == [1.0] * 20
     assert moved[SOUTH][MIDDLE].tolist() == [3.0] * 20
 
 
 def test_a_region_without_a_batch_keeps_its_level() -> None:
-    moved = fold([_batch("a", 1.0)], schema=SCHEMA, regions=[NORTH, SOUTH])
+    moved = fold([_batch("a", 1.0)], regions=[NORTH, SOUTH])
     assert not moved[SOUTH][MIDDLE].any()
     assert moved[SOUTH][BODY].all()
 
 
 def test_a_stale_batch_counts_less() -> None:
-    moved = fold([_batch("a", 0.0), _batch("b", 1.0, staleness=3)], schema=SCHEMA, regions=[NORTH])
+    moved = fold([_batch("a", 0.0), _batch("b", 1.0, staleness=3)], regions=[NORTH])
     assert moved[NORTH][0] == pytest.approx(0.5 / 1.5)
     assert staleness_weight(3) == 0.5
 
@@ -49,8 +57,8 @@ def test_a_stale_batch_counts_less() -> None:
 @given(st.permutations(range(4)))
 def test_the_order_of_batches_does_not_matter(order: list[int]) -> None:
     batches = [_batch(str(number), float(number), weight=number + 1, staleness=number) for number in range(4)]
-    one = fold(batches, schema=SCHEMA, regions=[NORTH])[NORTH]
-    other = fold([batches[index] for index in order], schema=SCHEMA, regions=[NORTH])[NORTH]
+    one = fold(batches, regions=[NORTH])[NORTH]
+    other = fold([batches[index] for index in order], regions=[NORTH])[NORTH]
     np.testing.assert_allclose(one, other, rtol=1e-6)  # one float32 rounding of a float64 sum
 
 

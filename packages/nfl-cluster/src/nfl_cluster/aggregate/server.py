@@ -23,7 +23,7 @@ def server_step(
 
     Args:
         current_P: What runs now, float32 [P].
-        displacement_P: From `fold`, float32 [P].
+        displacement_P: From `combine_batches`, float32 [P].
         velocity_P: From the last step, float32 [P]; None: zeros.
         learning_rate: > 0.
         momentum: In [0, 1).

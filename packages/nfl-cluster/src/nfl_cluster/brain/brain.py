@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 from google.protobuf.message import DecodeError
 
-from nfl_cluster.aggregate.buffer import Measured, fold
-from nfl_cluster.aggregate.robust import bound_norms
+from nfl_cluster.aggregate.buffer import Measured
+from nfl_cluster.aggregate.robust import Outcome, combine_batches
 from nfl_cluster.aggregate.server import server_step
 from nfl_cluster.brain.content import Contents
 from nfl_cluster.brain.intake import Intake
@@ -210,10 +210,14 @@ class Brain:
         chosen = list(state.buffer)
         content = self._contents.of(state.path[-1].version)
         regions = sorted(content.tensors)
-        verdict = bound_norms(
-            [self._measured(batch) for batch in chosen], schema=content.schema, remembered=state.norms
+        outcome = combine_batches(
+            [self._measured(batch) for batch in chosen],
+            schema=content.schema,
+            regions=regions,
+            rule=self._config.root.robust,
+            max_attacker_fraction=self._config.root.max_attacker_fraction,
+            remembered=state.norms,
         )
-        moved = fold(verdict.batches, schema=content.schema, regions=regions)
         names = sorted(batch.batch_id for batch in chosen)
         candidate_id = digest_of("|".join((str(content.version), *names)).encode())[:32]
         velocities = self._store.get_arrays("momentum", f"{state.momentum}.safetensors") if state.momentum else {}
@@ -222,18 +226,15 @@ class Brain:
             velocity = velocities.get(region)
             new_P, fresh[region] = server_step(
                 content.schema.flatten(content.tensors[region]),
-                moved[region],
+                outcome.moved[region],
                 None if velocity is None else velocity.astype(np.float32),
                 learning_rate=self._config.root.server_learning_rate,
                 momentum=self._config.root.server_momentum,
             )
             self._store.put_arrays(content.schema.unflatten(new_P), "candidates", candidate_id, f"{region}.safetensors")
         self._store.put_arrays(fresh, "momentum", f"{candidate_id}.safetensors")
-        for part in verdict.bounded:
-            self._store.tell(
-                "batch-bounded", batch=part.batch_id, scope=part.scope.value, norm=part.norm, bound=part.bound
-            )
-        state.norms = dict(verdict.norms)
+        self._tell_outcome(outcome)
+        state.norms = dict(outcome.norms)
         state.candidate = Candidate(
             candidate_id=candidate_id,
             base_version=content.version,
@@ -246,6 +247,16 @@ class Brain:
             state.finished[batch.batch_id] = "used"
             self._intake.record(batch.batch_id, batch, status="used", candidate=candidate_id)
         state.buffer = []
+
+    def _tell_outcome(self, outcome: Outcome) -> None:
+        for part in outcome.bounded:
+            self._store.tell(
+                "batch-bounded", batch=part.batch_id, scope=part.scope.value, norm=part.norm, bound=part.bound
+            )
+        for less in outcome.degraded:
+            self._store.tell(
+                "rule-degraded", rule=self._config.root.robust, scope=less.scope.value, region=less.region, why=less.why
+            )
 
     def _judge(self, candidate: Candidate) -> None:
         state = self._store.state
@@ -436,6 +447,7 @@ class Brain:
             mean_P=arrays["mean"].astype(np.float32),
             weight=batch.weight,
             staleness=self._staleness(batch) or 0,
+            num=batch.num,
         )
 
     def _record(self, candidate: Candidate) -> None:

@@ -122,6 +122,15 @@ class RootSection(_Section):
     max_staleness: int = Field(default=4, ge=0, description="versions a batch may be behind")
     server_learning_rate: float = Field(default=1.5, gt=0, allow_inf_nan=False)
     server_momentum: float = Field(default=0.0, ge=0, lt=1)
+    robust: Literal["norm-bound", "nnm-trimmed-mean", "dnc", "geometric-median", "mean"] = Field(
+        default="norm-bound", description="rule that combines batches; mean trusts everybody"
+    )
+    robust_over: Literal["batch", "device"] = Field(
+        default="batch", description="what the rule compares; single devices are not seen in sealed mode"
+    )
+    max_attacker_fraction: float = Field(
+        default=0.1, ge=0, lt=0.5, allow_inf_nan=False, description="of the devices, that the rule has to stand"
+    )
 
 
 class KeeperSection(_Section):
@@ -182,6 +191,11 @@ class FleetConfig(_Section):
         if self.keeper.n_min > self.privacy.n_min:
             raise ValueError(
                 f"keeper.n_min {self.keeper.n_min} is above privacy.n_min {self.privacy.n_min}; it would refuse batches"
+            )
+        if self.root.robust_over == "device":
+            raise ValueError(
+                f"root.robust_over is 'device' in privacy.mode {self.privacy.mode!r}, where nobody sees a device; "
+                "expected 'batch'"
             )
         try:
             _ = self.spec

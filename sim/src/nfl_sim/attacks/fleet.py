@@ -1,0 +1,300 @@
+"""A sealed fleet in one process, some of whose devices attack it: real training, egress range, batches, rules, merges.
+
+    fleet = Fleet(owners, model=model, settings=FleetSettings(rule="dnc", ...), attack=ATTACKS["sign-flip"], seed=1)
+    for _ in range(10):
+        print(fleet.run_version().mean_accuracy)
+
+What is real: micro-updates, displacements, quantiser and error feedback, batches with rosters drawn anew each round,
+the product's rule and server step, the device's merge. What is left out because it does not change the numbers that are
+added: masks, signatures, transport. The root's gates are left out on purpose: here the rule is judged.
+
+Shape legend: n devices, m attackers, P shared values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from nfl_cluster.aggregate.buffer import Measured
+from nfl_cluster.aggregate.robust.rule import Outcome, combine_batches
+from nfl_cluster.aggregate.server import server_step
+from nfl_core.codec.quantise import expand_scales
+from nfl_core.config import RootSection
+from nfl_core.errors import DeltaError
+from nfl_core.ids import BatchId, RegionId
+from nfl_core.learning import (
+    LearningSettings,
+    NestedLearner,
+    NestedModel,
+    Samples,
+    create_model,
+    default_spec,
+    deviation_scales,
+    displacement,
+    label_prior,
+    load_state,
+    merge,
+    micro_update,
+    schema_of,
+    score,
+    state_of,
+)
+from nfl_sim.attacks.attack import Attack, Scene
+from nfl_sim.attacks.channel import Channel
+from nfl_sim.attacks.data import success_rate
+
+REGION = RegionId("all")
+TARGET = 0  # class that a backdoor aims at
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OwnerSamples:
+    """One owner's samples."""
+
+    train: Samples
+    holdout: Samples
+    test: Samples
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FleetSettings:
+    """What is varied.
+
+    Attributes:
+        rule: Name of the root's rule.
+        max_attacker_fraction: What the root is told.
+        num_attackers: The first so many owners attack.
+        batch_size: Contributions of a batch.
+        bits: Of a value; None: no quantiser.
+        with_gate: Whether devices judge a version before they merge it.
+    """
+
+    rule: str
+    max_attacker_fraction: float = 0.2
+    num_attackers: int = 4
+    batch_size: int = 4
+    bits: int | None = 2
+    with_gate: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VersionReport:
+    """One version, scored on the honest owners.
+
+    Attributes:
+        accuracy: Of each honest owner after its merge, on its test samples, 0 to 1.
+        num_refused: Honest owners that refused the version.
+        success: Mean share of stamped test images that honest owners take for `TARGET`.
+        num_bad_batches: Batches with an attacker in them.
+        num_batches: All batches.
+    """
+
+    accuracy: tuple[float, ...]
+    num_refused: int
+    success: float
+    num_bad_batches: int
+    num_batches: int
+
+
+@dataclass(slots=True, kw_only=True)
+class _Device:
+    owner: OwnerSamples
+    train: Samples
+    module: NestedModel
+    learner: NestedLearner
+    channel: Channel
+
+
+class Fleet:
+    """A fleet under attack.
+
+    Args:
+        owners: All owners; the attackers are the first ones.
+        shadow: The root's samples, for the scales.
+        settings: What is varied.
+        attack: What the attackers do.
+        seed: Decides everything.
+        model: Entry point of the model.
+    """
+
+    def __init__(
+        self,
+        owners: Sequence[OwnerSamples],
+        *,
+        shadow: Samples,
+        settings: FleetSettings,
+        attack: Attack,
+        seed: int,
+        model: str = "small-cnn",
+    ) -> None:
+        self.settings, self._attack, self._shadow = settings, attack, shadow
+        self._learning = LearningSettings()
+        # Without the gate the whole version is taken, however bad, as long as its answers are numbers.
+        self._merging = (
+            self._learning if settings.with_gate else replace(self._learning, merge_alphas=(1.0,), merge_tolerance=1e9)
+        )
+        self._numpy, self._torch = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
+        shape, self._seed = tuple(shadow.x.shape[1:]), seed
+
+        def make() -> NestedModel:
+            return create_model(model, num_classes=10, input_shape=shape, seed=seed)
+
+        self._devices = [self._device(make(), owner, number) for number, owner in enumerate(owners)]
+        self._root = make()
+        self.schema = schema_of(self._root, default_spec())
+        self.shared_P = self.schema.flatten(state_of(self._root))
+        self._velocity_P: NDArray[np.float32] | None = None
+        self._past: list[NDArray[np.float32]] = []
+        self._norms: Mapping[str, tuple[float, ...]] = {}
+        self.version = 0
+
+    def _device(self, module: NestedModel, owner: OwnerSamples, number: int) -> _Device:
+        is_bad = number < self.settings.num_attackers
+        train = self._attack.poison(owner.train, self._torch) if is_bad else owner.train
+        generator = torch.Generator().manual_seed(1000 * self._seed + number)
+        learner = NestedLearner(module, spec=default_spec(), settings=self._learning, generator=generator)
+        return _Device(
+            owner=owner, train=train, module=module, learner=learner, channel=Channel(bits=self.settings.bits)
+        )
+
+    def run_version(self) -> VersionReport:
+        """Let everybody learn and send, make the next version, and let the honest merge it."""
+        scales_P = self._scales()
+        sent = self._send(scales_P)
+        batches, num_bad = self._batches(sent)
+        outcome = self._combine(batches)
+        self._norms, moved_P = outcome.norms, outcome.moved[REGION]
+        root = RootSection()
+        self.shared_P, self._velocity_P = server_step(
+            self.shared_P,
+            moved_P,
+            self._velocity_P,
+            learning_rate=root.server_learning_rate,
+            momentum=root.server_momentum,
+        )
+        self._past.append(moved_P)
+        self.version += 1
+        return self._merge(num_bad=num_bad, num_batches=len(batches))
+
+    def _send(self, scales_P: NDArray[np.float32]) -> list[NDArray[np.float32] | None]:
+        """Return what arrives of each device, float32 [P]; None: its gate refused."""
+        m = self.settings.num_attackers
+        own = [self._learn(d) if self._attack.trains or n >= m else None for n, d in enumerate(self._devices)]
+        honest_nP = np.stack([moved for moved in own[m:] if moved is not None])
+        wished: list[NDArray[np.float64] | NDArray[np.float32]] = list(honest_nP)
+        if m:
+            scene = Scene(
+                honest_nP=honest_nP,
+                own_mP=np.stack([o for o in own[:m] if o is not None]) if self._attack.trains else None,
+                past=tuple(self._past),
+                scales_P=scales_P,
+                num_attackers=m,
+                generator=self._numpy,
+                harm=lambda vector_P: self._harm(vector_P, honest_nP, scales_P),
+            )
+            wished = [*self._attack.craft(scene), *wished]
+        return [self._pass(device, x_P, scales_P) for device, x_P in zip(self._devices, wished, strict=True)]
+
+    def _pass(
+        self, device: _Device, x_P: NDArray[np.float64] | NDArray[np.float32], scales_P: NDArray[np.float32]
+    ) -> NDArray[np.float32] | None:
+        try:
+            return device.channel.send(x_P, scales_P)
+        except DeltaError:
+            return None  # the device's own gate refuses; the round goes on without it
+
+    def _learn(self, device: _Device) -> NDArray[np.float32]:
+        before = state_of(device.module)
+        prior = label_prior(device.train.y, num_classes=device.module.num_classes)
+        micro_update(device.learner, device.train.x, device.train.y, prior=prior)
+        return self.schema.flatten(displacement(before, state_of(device.module), self.schema))
+
+    def _scales(self) -> NDArray[np.float32]:
+        """Measure the scales as the root does: one shadow update from the running version."""
+        load_state(self._root, self.schema.unflatten(self.shared_P), partial=True)
+        before = state_of(self._root)
+        generator = torch.Generator().manual_seed(0)
+        learner = NestedLearner(self._root, spec=default_spec(), settings=self._learning, generator=generator)
+        prior = label_prior(self._shadow.y, num_classes=self._root.num_classes)
+        micro_update(learner, self._shadow.x, self._shadow.y, prior=prior, refit_steps=0)
+        moved = displacement(before, state_of(self._root), self.schema)
+        load_state(self._root, before)
+        return expand_scales(deviation_scales(moved), self.schema.sizes)
+
+    def _batches(self, sent: Sequence[NDArray[np.float32] | None]) -> tuple[list[Measured], int]:
+        present = [number for number, x_P in enumerate(sent) if x_P is not None]
+        order, size = self._numpy.permutation(present), self.settings.batch_size
+        rosters = [list(order[at : at + size]) for at in range(0, len(order), size)]
+        if len(rosters) > 1 and len(rosters[-1]) < size:
+            rosters[-2:] = [rosters[-2] + rosters[-1]]
+        batches: list[Measured] = []
+        num_bad = 0
+        for roster in rosters:
+            rows = [x_P for number in roster if (x_P := sent[number]) is not None]
+            name = BatchId(f"{self.version}-{len(batches)}")
+            mean_P = np.asarray(np.mean(rows, axis=0, dtype=np.float64), np.float32)
+            batches.append(
+                Measured(batch_id=name, region=REGION, mean_P=mean_P, weight=len(rows), staleness=0, num=len(rows))
+            )
+            num_bad += min(roster) < self.settings.num_attackers
+        return self._attack.tamper(batches, self._numpy), num_bad
+
+    def _combine(self, batches: Sequence[Measured]) -> Outcome:
+        return combine_batches(
+            batches,
+            schema=self.schema,
+            regions=[REGION],
+            rule=self.settings.rule,
+            max_attacker_fraction=self.settings.max_attacker_fraction,
+            remembered=self._norms,
+        )
+
+    def _harm(
+        self, vector_P: NDArray[np.float64], honest_nP: NDArray[np.float32], scales_P: NDArray[np.float32]
+    ) -> float:
+        """Return how far all attackers, sending one vector, move the result away from the honest mean."""
+        sent: list[NDArray[np.float32] | None] = [
+            Channel(bits=self.settings.bits).send(x_P, scales_P)
+            for x_P in (*[vector_P] * self.settings.num_attackers, *honest_nP)
+        ]
+        state = self._numpy.bit_generator.state
+        batches, _ = self._batches(sent)
+        self._numpy.bit_generator.state = state  # the same rosters for every factor that is tried
+        moved_P = self._combine(batches).moved[REGION]
+        return float(np.linalg.norm(moved_P - honest_nP.mean(axis=0)))
+
+    def _merge(self, *, num_bad: int, num_batches: int) -> VersionReport:
+        incoming = self.schema.unflatten(self.shared_P)
+        accuracy, success, num_refused = [], [], 0
+        for number, device in enumerate(self._devices):
+            is_bad = number < self.settings.num_attackers
+            if is_bad and not self._attack.trains:
+                continue
+            report = merge(
+                device.module,
+                incoming=incoming,
+                schema=self.schema,
+                holdout=device.owner.holdout,
+                train=device.owner.train,
+                settings=self._merging,
+                generator=device.learner.generator,
+            )
+            if report.accepted:
+                device.learner.accept(alpha=report.alpha)
+            if is_bad:
+                continue
+            num_refused += not report.accepted
+            accuracy.append(score(device.module, device.owner.test.x, device.owner.test.y).accuracy)
+            success.append(success_rate(device.module, device.owner.test, target=TARGET))
+        return VersionReport(
+            accuracy=tuple(accuracy),
+            num_refused=num_refused,
+            success=float(np.mean(success)),
+            num_bad_batches=num_bad,
+            num_batches=num_batches,
+        )
