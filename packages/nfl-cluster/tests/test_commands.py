@@ -51,7 +51,9 @@ def test_help_loads_neither_flare_nor_torch() -> None:
         ["cluster", "init"],
         ["cluster", "up"],
         ["cluster", "down"],
+        ["cluster", "distil"],
         ["fleet", "token"],
+        ["fleet", "propose"],
         ["fleet", "halt"],
         ["fleet", "rollback"],
         ["fleet", "pause"],
@@ -70,6 +72,7 @@ def test_every_verb_teaches_with_an_example(verb: list[str], capsys: pytest.Capt
 
 def test_the_verbs_are_pinned() -> None:
     assert sorted(one.callback.__name__ for one in commands.cluster.registered_commands if one.callback) == [
+        "distil",
         "down",
         "init",
         "up",
@@ -77,6 +80,7 @@ def test_the_verbs_are_pinned() -> None:
     assert sorted(one.callback.__name__ for one in commands.fleet.registered_commands if one.callback) == [
         "halt",
         "pause",
+        "propose",
         "resume",
         "rollback",
         "token",

@@ -28,7 +28,7 @@ class DistilSettings:
         teacher_weight: Of T^2 KL, >= 0; 0 teaches by labels alone.
         label_weight: Of CE, >= 0; an unlabelled sample counts as a loss of zero.
         hint_weight: Of the likeness of features, >= 0; more than 0 needs a teacher that shows them.
-        max_shift: Pixels by which an image is moved at random in each direction, >= 0.
+        max_shift: Pixels by which an image is moved at random in each direction, >= 0; no matter for a head alone.
 
     Raises:
         ConfigError: A number is out of range.
@@ -81,16 +81,16 @@ class DistilObjective:
     Args:
         lessons: What the teacher said.
         settings: Weights and temperature.
-        on_features: Whether `x` is features already, float32 [B, D].
+        z_ND: Features of the lessons where they stand still; None: computed from the inputs.
     """
 
-    def __init__(self, lessons: Lessons, settings: DistilSettings, *, on_features: bool) -> None:
-        self._lessons, self._settings, self._on_features = lessons, settings, on_features
+    def __init__(self, lessons: Lessons, settings: DistilSettings, *, z_ND: Tensor | None = None) -> None:
+        self._lessons, self._settings, self._z_ND = lessons, settings, z_ND
 
     def __call__(self, module: NestedModel, x: Tensor, y: Tensor, prior: Tensor) -> Tensor:  # noqa: ARG002 - an Objective
         """Return the mean loss, a scalar, of inputs `x` that are the rows `y`, int64 [B], of the lessons."""
         lessons, settings = self._lessons, self._settings
-        z_BD = x if self._on_features else module.features(x)
+        z_BD = module.features(x) if self._z_ND is None else self._z_ND[y]
         logits_BK = module.generic(z_BD)
         loss = logits_BK.new_zeros(())
         if settings.teacher_weight:

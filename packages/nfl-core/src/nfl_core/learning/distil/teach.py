@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from nfl_core.durable import DualRecord
+from nfl_core.errors import LearningError
 from nfl_core.ids import canonical_json, digest_of
 from nfl_core.learning.distil.errors import (
     DistilError,
@@ -114,23 +115,20 @@ def teach(
     pupil = copy.deepcopy(student)  # so that whatever ends this early leaves the student as it was
     run = _restore(pupil, record, identity) or _Run()
     num_resumed = len(run.losses)
-    x = lessons.x if part == "all" else _features(pupil, lessons.x)
-    objective = DistilObjective(lessons, settings, on_features=part == "head")
+    objective = DistilObjective(lessons, settings, z_ND=_features(pupil, lessons.x) if part == "head" else None)
     generator = torch.Generator().manual_seed(seed)
     for epoch in range(num_resumed, settings.epochs):
         learner = _learner(pupil, settings, epoch=epoch, objective=objective, generator=generator)
         if run.learner is not None:
             learner.load_state_dict(run.learner)
-        loss = _epoch(learner, x, settings, shifts=part == "all")
-        if not math.isfinite(loss):
-            raise DistilError(f"the loss became {loss} in epoch {epoch + 1}", hint="lower the learning rate")
+        loss = _epoch(learner, lessons.x, settings, number=epoch + 1)
         run = _Run(losses=(*run.losses, loss), learner=learner.state_dict())
         if record is not None:
             record.store(run.encode(identity, state_of(pupil)))
         on_epoch(EpochReport(epoch=epoch + 1, num_epochs=settings.epochs, loss=loss))
     load_state(student, state_of(pupil))
     return DistilReport(
-        num_steps=settings.epochs * math.ceil(len(x) / settings.batch_size),
+        num_steps=settings.epochs * math.ceil(len(lessons.x) / settings.batch_size),
         num_resumed=num_resumed,
         losses=run.losses,
         agreement=_agreement(student, lessons),
@@ -197,16 +195,22 @@ def _learner(
     return NestedLearner(student, spec=_SPEC, settings=numbers, generator=generator, objective=objective)
 
 
-def _epoch(learner: NestedLearner, x: Tensor, settings: DistilSettings, *, shifts: bool) -> float:
-    """Pass once over the lessons and return the mean loss."""
+def _epoch(learner: NestedLearner, x: Tensor, settings: DistilSettings, *, number: int) -> float:
+    """Pass once over the lessons and return the mean loss. Raises DistilError when it is not finite."""
     no_prior = torch.zeros(learner.module.num_classes)
     losses = []
-    for rows in torch.split(torch.randperm(len(x), generator=learner.generator), settings.batch_size):
-        batch = x[rows]
-        if shifts and settings.max_shift:
-            batch = _shifted(batch, most=settings.max_shift, generator=learner.generator)
-        losses.append(learner.observe(batch, rows, prior=no_prior))
-    return float(torch.stack(losses).mean())
+    try:
+        for rows in torch.split(torch.randperm(len(x), generator=learner.generator), settings.batch_size):
+            batch = x[rows]
+            if settings.max_shift and x.dim() == 4:
+                batch = _shifted(batch, most=settings.max_shift, generator=learner.generator)
+            losses.append(learner.observe(batch, rows, prior=no_prior))
+    except LearningError as error:
+        raise DistilError(f"epoch {number}: {error.message}", hint=error.hint) from error
+    loss = float(torch.stack(losses).mean())
+    if not math.isfinite(loss) or not all(bool(torch.isfinite(p).all()) for p in learner.module.parameters()):
+        raise DistilError(f"epoch {number}: loss {loss} or weights not finite", hint="lower the learning rate")
+    return loss
 
 
 def _shifted(x_BCHW: Tensor, *, most: int, generator: torch.Generator) -> Tensor:
@@ -226,7 +230,7 @@ def _check(student: NestedModel, lessons: Lessons, settings: DistilSettings, *, 
         raise TeacherAnswerError(f"hint_weight is {settings.hint_weight}, but {why}", hint="set hint_weight to 0")
     if not settings.teacher_weight and not settings.hint_weight and not bool((lessons.y != UNLABELLED).any()):
         raise EmptyProxyError("only labels shall teach and none is known", hint="give labels, or listen to the teacher")
-    if settings.max_shift and lessons.x.dim() != 4:
+    if settings.max_shift and part == "all" and lessons.x.dim() != 4:
         raise InputShapeError(f"inputs are {list(lessons.x.shape[1:])}, expected [C, H, W] to shift them")
 
 
