@@ -1,0 +1,1 @@
+"""What the methods are worth: the learning benchmark, its partitions, settings, table and picture."""
