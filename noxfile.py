@@ -21,6 +21,8 @@ TOOLS = REPO / ".nfl"
 PACKAGES = ("nfl-core", "nfl-secure", "nfl-ota", "nfl-edge", "nfl-cluster")
 SOURCES = [*(f"packages/{name}/src" for name in PACKAGES), "sim/src"]
 CONSTRAINTS = REPO / "constraints.txt"
+# The peer of the robust rules; its own requirements would bring torchvision, which the parts that are compared never load.
+BARE = ("byzfl==0.0.11",)
 WITHOUT_TORCH = ("nfl-core", "nfl-secure", "nfl-ota")
 
 
@@ -29,8 +31,11 @@ def in_venv(folder: Path) -> Path:
     return folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 
 
-def make_venv(folder: Path, *requirements: str, stamp: str) -> Path:
-    """Make `folder` hold an environment with `requirements`; do nothing when it was made from the same `stamp`."""
+def make_venv(folder: Path, *requirements: str, stamp: str, bare: tuple[str, ...] = ()) -> Path:
+    """Make `folder` hold an environment with `requirements`; do nothing when it was made from the same `stamp`.
+
+    What is `bare` is installed without its own requirements.
+    """
     python, mark = in_venv(folder), folder / "made-from"
     if mark.is_file() and mark.read_text() == stamp and python.exists():
         return python
@@ -40,18 +45,9 @@ def make_venv(folder: Path, *requirements: str, stamp: str) -> Path:
     )
     shutil.rmtree(folder, ignore_errors=True)
     venv.create(folder, with_pip=True)
-    command = [
-        str(python),
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        "--disable-pip-version-check",
-        "-c",
-        str(CONSTRAINTS),
-        *requirements,
-    ]
-    if subprocess.run(command, cwd=REPO, check=False).returncode:
+    pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    commands = [[*pip, "-c", str(CONSTRAINTS), *requirements]] + ([[*pip, "--no-deps", *bare]] if bare else [])
+    if any(subprocess.run(command, cwd=REPO, check=False).returncode for command in commands):
         raise SystemExit(
             f"could not install into {folder}: see pip's message above; run the same command again to retry"
         )
@@ -93,7 +89,8 @@ def everything(session: nox.Session) -> str:
         "sim",
         "-r",
         "tools/requirements-test.txt",
-        stamp=stamp_of(CONSTRAINTS, REPO / "tools/requirements-test.txt", *projects),
+        stamp=stamp_of(CONSTRAINTS, REPO / "tools/requirements-test.txt", *projects) + "".join(BARE),
+        bare=BARE,
     )
     session.env["PATH"] = f"{python.parent}{os.pathsep}{os.environ['PATH']}"
     return str(python)
