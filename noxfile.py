@@ -21,7 +21,7 @@ TOOLS = REPO / ".nfl"
 PACKAGES = ("nfl-core", "nfl-secure", "nfl-ota", "nfl-edge", "nfl-cluster")
 SOURCES = [*(f"packages/{name}/src" for name in PACKAGES), "sim/src"]
 CONSTRAINTS = REPO / "constraints.txt"
-# The peer of the robust rules; its own requirements would bring torchvision, which the parts that are compared never load.
+# The peer of the robust rules; its own requirements would bring torchvision, which what is compared never loads.
 BARE = ("byzfl==0.0.11",)
 WITHOUT_TORCH = ("nfl-core", "nfl-secure", "nfl-ota")
 
