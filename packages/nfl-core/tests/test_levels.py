@@ -72,7 +72,7 @@ def test_private_level_with_sync_is_refused(change: dict[str, float]) -> None:
         {"period": 0},
         {"params": []},
         {"name": "Fast Level"},
-        {"learning_rate": 0.0},
+        {"learning_rate": -0.1},
         {"prox": -1},
         {"scope": "planet"},
         {"perid": 2},

@@ -59,8 +59,9 @@ class Level(BaseModel):
         scope: Who shares the level.
         sync_every: Versions between two exchanges of a shared level, >= 1.
         optimizer: Rule of the level's step.
-        learning_rate: Of the level's step, > 0; None takes the fleet's.
-        state: What a merge does to the optimizer's memory: keep it, reset it, or rescale it to the step that was taken.
+        learning_rate: Of the level's step, >= 0; None takes the fleet's, 0 lets the level stand still.
+        state: What a merge does to the optimizer's memory: keep it, reset it, or rescale it: directions shrink to the
+            share of the weights that stayed, scales and counts are kept.
         prox: Weight of the pull towards the last accepted version (FedProx), >= 0.
     """
 
@@ -72,8 +73,8 @@ class Level(BaseModel):
     reduce: Literal["sum", "mean"] = "sum"
     scope: Scope
     sync_every: int = Field(default=1, ge=1)
-    optimizer: Literal["sgd", "momentum", "adam"] = "sgd"
-    learning_rate: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    optimizer: Literal["sgd", "momentum", "adam", "adamw", "m3"] = "sgd"
+    learning_rate: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     state: Literal["keep", "reset", "rescale"] = "keep"
     prox: float = Field(default=0.0, ge=0, allow_inf_nan=False)
 

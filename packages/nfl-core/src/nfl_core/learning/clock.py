@@ -36,9 +36,12 @@ class LevelClock:
         self._gathered = {name: gathered + (name not in held) for name, gathered in self._gathered.items()}
         return self._take(name for name, gathered in self._gathered.items() if gathered == self._periods[name])
 
-    def flush(self) -> tuple[tuple[str, int], ...]:
-        """Return (level, batches gathered) for the levels in the middle of a chunk; they start a new one."""
-        return self._take(name for name, gathered in self._gathered.items() if gathered)
+    def flush(self, *, held: frozenset[str] = frozenset()) -> tuple[tuple[str, int], ...]:
+        """Return (level, batches gathered) for the levels in the middle of a chunk; they start a new one.
+
+        Chunks of held levels stay open.
+        """
+        return self._take(name for name, gathered in self._gathered.items() if gathered and name not in held)
 
     def _take(self, names: Iterable[str]) -> tuple[tuple[str, int], ...]:
         due = tuple((name, self._gathered[name]) for name in names)

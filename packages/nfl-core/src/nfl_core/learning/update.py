@@ -19,7 +19,7 @@ from torch import Tensor
 
 from nfl_core.errors import LearningError, SchemaError
 from nfl_core.learning.learner import NestedLearner
-from nfl_core.learning.model import FloatArray, load_state, state_of
+from nfl_core.learning.model import FloatArray, NestedModel, load_state, state_of
 from nfl_core.learning.refit import cache_features, refit
 from nfl_core.schema import TensorSchema
 
@@ -68,7 +68,8 @@ def micro_update(
         cpu_clock: Seconds, monotonic.
 
     Raises:
-        LearningError: There are no samples, or the loss is not finite any more; model and learner are as before then.
+        LearningError: There are no samples, a batch cannot be learned from, or loss or weights are not finite any more;
+            model and learner are as before then.
     """
     settings = learner.settings
     num_epochs = settings.epochs_per_update if epochs is None else epochs
@@ -81,16 +82,18 @@ def micro_update(
     weights, before = state_of(learner.module), learner.state_dict()
     means: list[float] = []
     num_steps = 0
-    for _ in range(num_epochs):
-        order = torch.randperm(len(y), generator=learner.generator)
-        losses = [learner.observe(x[pick], y[pick], prior=prior) for pick in torch.split(order, size)]
-        means.append(float(torch.stack(losses).mean()))
-        num_steps += len(losses)
-    learner.flush()
-    if not np.isfinite(means[-1]):
+    try:
+        for _ in range(num_epochs):
+            order = torch.randperm(len(y), generator=learner.generator)
+            losses = [learner.observe(x[pick], y[pick], prior=prior) for pick in torch.split(order, size)]
+            means.append(float(torch.stack(losses).mean()))
+            num_steps += len(losses)
+        learner.flush()
+        _check_finite(learner.module, num_steps=num_steps)
+    except LearningError:
         load_state(learner.module, weights)
         learner.load_state_dict(before)
-        raise LearningError(f"the loss became {means[-1]} after {num_steps} steps", hint="lower the learning rate")
+        raise
     num_refit_steps = settings.refit_steps if refit_steps is None else refit_steps
     if num_refit_steps:
         refit(
@@ -104,6 +107,14 @@ def micro_update(
     return MicroUpdateReport(
         num_steps=num_steps, loss_before=means[0], loss_after=means[-1], cpu_s=cpu_clock() - started
     )
+
+
+def _check_finite(module: NestedModel, *, num_steps: int) -> None:
+    for name, parameter in module.named_parameters():
+        if not bool(torch.isfinite(parameter).all()):
+            raise LearningError(
+                f"parameter {name!r} is not finite after {num_steps} steps", hint="lower the learning rate"
+            )
 
 
 def displacement(
