@@ -9,7 +9,7 @@ from nfl_sim.demo.charts import Mark, Series, bars, line_chart, timeline
 from nfl_sim.demo.report import Report
 
 ROWS = ("published", "refused", "rollout", "faults")
-_STYLE = """
+STYLE = """
 :root{--bg:#fbfcfd;--ink:#17212b;--soft:#5b6b7a;--line:#dfe5ea;--card:#fff;--nested:#1a7f5a;--local:#b7791f;--shared:#2b6cb0;--bad:#c53030;--kill:#805ad5}
 @media(prefers-color-scheme:dark){:root{--bg:#12181e;--ink:#eaf0f5;--soft:#9fb0c0;--line:#2b3742;--card:#1a222a;--nested:#4fd1a1;--local:#ecc36b;--shared:#7fb8f0;--bad:#fc8181;--kill:#b794f4}}
 *{box-sizing:border-box}body{margin:0;background:var(--bg);color:var(--ink);font:16px/1.5 system-ui,sans-serif}
@@ -41,7 +41,7 @@ def render(report: Report) -> str:
     return "\n".join(
         (
             '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">',
-            f"<title>NFL demo: {report.devices} devices</title><style>{_STYLE}</style></head><body><main>",
+            f"<title>NFL demo: {report.devices} devices</title><style>{STYLE}</style></head><body><main>",
             "<h1>A fleet that learns, and keeps its secrets</h1>",
             f"<p>{report.devices} devices, {escape(report.data)}, {report.seconds:.0f} seconds on one machine, peak memory {report.peak_rss_mb / 1000:.2f} GB, seed {report.seed}.</p>",
             '<div class="tiles">'

