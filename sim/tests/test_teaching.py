@@ -13,15 +13,15 @@ from nfl_sim.teaching import SMALL, Split, WideCnn, downwards, make_teacher, mir
 
 TINY = replace(
     SMALL,
-    num_train=900,
+    num_train=600,
     num_test=300,
     teacher_epochs=2,
     student_epochs=1,
     num_owners=3,
-    images_per_owner=150,
+    images_per_owner=100,
     rounds=1,
     local_epochs=2,
-    num_proxy=200,
+    num_proxy=150,
     proxy_epochs=2,
 )
 
@@ -56,8 +56,8 @@ def test_the_teacher_is_more_than_twenty_times_the_student() -> None:
 
 def test_the_split_shares_no_image(digits: DataSet) -> None:
     split = Split.of(digits, size=TINY)
-    assert (len(split.y), len(split.y_test)) == (900, 300)
-    learned = {image.tobytes() for image in digits.x_NCHW[:900]}
+    assert (len(split.y), len(split.y_test)) == (600, 300)
+    learned = {image.tobytes() for image in digits.x_NCHW[:600]}
     unseen = {image.tobytes() for image in digits.x_NCHW[-300:]}
     assert not learned & unseen
 
@@ -69,14 +69,13 @@ def test_a_mirror_image_is_one(digits: DataSet) -> None:
     assert np.array_equal(both[:5], x)
 
 
-def test_downwards_says_what_it_measured_and_says_it_twice(digits: DataSet) -> None:
+def test_downwards_says_what_it_measured(digits: DataSet) -> None:
     split = Split.of(digits, size=TINY)
     teacher = make_teacher(split, size=TINY, seed=0)
     found = downwards(split, teacher, size=TINY, seed=0)
     assert set(found) == {"teacher", "taught", "taught_few_labels", "alone", "alone_few_labels"}
     assert found["teacher"] > 0.6
     assert all(value > 0.1 for value in found.values())
-    assert downwards(split, teacher, size=TINY, seed=0) == found
 
 
 def test_upwards_says_what_it_measured(digits: DataSet) -> None:
