@@ -30,6 +30,7 @@ from nfl_core.learning.settings import LearningSettings
 from nfl_core.learning.strategies import Member, Strategy
 from nfl_core.learning.transport import Transport, Whole
 from nfl_core.levels import Scope
+from nfl_core.pooling import Unit, pool
 from nfl_core.schema import TensorSpec
 
 
@@ -88,6 +89,7 @@ class Cohort:
         server_learning_rate: What the mean displacement is multiplied by, > 0; 1 is plain averaging.
         transport: How displacements travel; whole by default.
         participation: Fraction of the owners that train and send in a round, within (0, 1]; all of them merge.
+        learned_scope: Let regional levels be pooled as far as regions are alike; see `nfl_core.pooling`.
     """
 
     def __init__(
@@ -102,6 +104,7 @@ class Cohort:
         server_learning_rate: float = 1.0,
         transport: Transport | None = None,
         participation: float = 1.0,
+        learned_scope: bool = False,
     ) -> None:
         if not owners:
             raise LearningError("a cohort has no owners, expected at least one")
@@ -125,6 +128,8 @@ class Cohort:
             owner.region: {tensor.name: start[tensor.name] for tensor in self.schema.shared} for owner in self.owners
         }
         self.num_rounds = 0
+        self.learned_scope = learned_scope
+        self.own_shares: dict[str, float] = {}  # of each regional level, in the last round
 
     def _join(self, place: int, owner: Owner, settings: LearningSettings, seed: int) -> Member:
         module = self.models[place]
@@ -159,6 +164,8 @@ class Cohort:
                 arrived[place], num_bytes = self._transport.send(moved, place=place)
                 bytes_up += num_bytes
             self._average(arrived, due)
+            if self.learned_scope:
+                self._average_learned(arrived, due)
             for member, owner in zip(self.members, self.owners, strict=True):
                 incoming = {tensor.name: self.published[owner.region][tensor.name] for tensor in due}
                 self.strategy.receive(member, incoming)
@@ -179,9 +186,24 @@ class Cohort:
         drawn: list[int] = torch.randperm(len(self.owners), generator=self._generator)[: self._num_active].tolist()
         return sorted(drawn)
 
+    def _average_learned(self, arrived: Mapping[int, Mapping[str, FloatArray]], due: Sequence[TensorSpec]) -> None:
+        """Let the sums say, level by level, how much of its regional levels a region keeps to itself."""
+        for level in dict.fromkeys(tensor.level for tensor in due if tensor.scope is Scope.REGION):
+            names = [tensor.name for tensor in due if tensor.level == level]
+            units: dict[str, list[Unit]] = {region: [] for region in self.published}
+            for place, parts in arrived.items():
+                flat_P = np.concatenate([parts[name].ravel() for name in names])
+                units[self.owners[place].region].append(Unit(mean_P=flat_P, weight=self._weights[place]))
+            steps, self.own_shares[level] = pool(units)
+            for region, step_P in steps.items():
+                held, at = self.published[region], 0
+                for name in names:
+                    part = step_P[at : at + held[name].size].astype(np.float32).reshape(held[name].shape)
+                    held[name], at = held[name] + self._server_rate * part, at + part.size
+
     def _average(self, arrived: Mapping[int, Mapping[str, FloatArray]], due: Sequence[TensorSpec]) -> None:
         for region, held in self.published.items():
-            for scope in (Scope.REGION, Scope.GLOBAL):
+            for scope in (Scope.GLOBAL,) if self.learned_scope else (Scope.REGION, Scope.GLOBAL):
                 names = [tensor.name for tensor in due if tensor.scope is scope]
                 places = [p for p in arrived if scope is Scope.GLOBAL or self.owners[p].region == region]
                 if not names or not places:

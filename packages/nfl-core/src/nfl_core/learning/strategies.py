@@ -1,7 +1,7 @@
 """What a device does in a method of federated learning: its spec, how it trains, how it merges, with what it answers.
 
-All methods are short sentences over the same pieces: one learner, one micro-update, one refit. Every method spends the same
-budget: `LearningSettings.epochs_per_update` passes over its samples a round, however it divides them.
+All methods are short sentences over the same pieces: one learner, one micro-update, one refit. Every method spends the
+same budget: `LearningSettings.epochs_per_update` passes over its samples a round, however it divides them.
 
 | strategy | private | schedule |
 |---|---|---|
@@ -31,8 +31,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from nfl_core.learning.learner import NestedLearner
-from nfl_core.learning.merge import Samples
-from nfl_core.learning.model import FloatArray, NestedModel, load_state, state_of
+from nfl_core.learning.merge import MergeReport, Samples, merge
+from nfl_core.learning.model import FloatArray, NestedModel, load_state, schema_of, state_of
 from nfl_core.learning.objective import Objective, joint_loss, plain_loss, separate_loss
 from nfl_core.learning.reference import default_spec
 from nfl_core.learning.refit import cache_features, refit
@@ -330,6 +330,49 @@ class Nested(Strategy):
             learning_rate=settings.refit_learning_rate,
             generator=member.learner.generator,
         )
+
+
+class GatedNested(Nested):
+    """The default as a device runs it: a merge is judged on samples that were kept from training, and may be refused.
+
+    Args:
+        holdout_fraction: Of each owner's training samples, within (0, 1).
+
+    Attributes:
+        reports: What every merge did, in order.
+    """
+
+    def __init__(
+        self, *, spec: NestedSpec | None = None, objective: Objective = joint_loss, holdout_fraction: float = 0.15
+    ) -> None:
+        super().__init__(spec=spec, objective=objective)
+        self.holdout_fraction = holdout_fraction
+        self.reports: list[MergeReport] = []
+        self._holdout: dict[int, Samples] = {}
+
+    def join(self, member: Member) -> None:
+        """Set some samples apart."""
+        y = member.train.y
+        order = torch.randperm(len(y), generator=torch.Generator().manual_seed(member.place))
+        num_kept = max(1, round(self.holdout_fraction * len(y)))
+        kept, rest = order[:num_kept], order[num_kept:]
+        self._holdout[member.place] = Samples(x=member.train.x[kept], y=y[kept])
+        member.train = Samples(x=member.train.x[rest], y=y[rest])
+
+    def receive(self, member: Member, incoming: Mapping[str, FloatArray]) -> None:
+        """Merge as far as the holdout allows."""
+        report = merge(
+            member.module,
+            incoming=incoming,
+            schema=schema_of(member.module, self.spec),
+            holdout=self._holdout[member.place],
+            train=member.train,
+            settings=member.learner.settings,
+            generator=member.learner.generator,
+        )
+        self.reports.append(report)
+        if report.accepted:
+            member.learner.accept(alpha=report.alpha)
 
 
 def tuned(member: Member, *, epochs: int) -> NestedModel:

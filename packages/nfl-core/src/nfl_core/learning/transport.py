@@ -1,7 +1,7 @@
 """How displacements travel in a cohort, and what they weigh: whole float32, or few bits with error feedback.
 
-What a product's device sends passes `nfl_secure.egress`, which uses the same quantiser; here it is without masks, so that a
-method's bytes and accuracy can be measured together.
+What a product's device sends passes `nfl_secure.egress`, which uses the same quantiser; here it is without masks, so
+that a method's bytes and accuracy can be measured together.
 
 Shape legend: P values of the tensors that are sent.
 
@@ -48,8 +48,8 @@ class Whole:
 class FewBits:
     """Quantise in a scale that all owners share, and carry the rest over to the next time.
 
-    The first scale of a tensor is `num_deviations` root mean squares of the first displacement that is sent; afterwards it
-    follows the norm of the mean, which is all that a sealed sum shows.
+    The first scale of a tensor is `num_deviations` root mean squares of the first displacement that is sent; afterwards
+    it follows the norm of the mean, which is all that a sealed sum shows.
 
     Args:
         bits: Of one value, 2 to 8.
@@ -87,7 +87,7 @@ class FewBits:
         return arrived, self._bytes(np.concatenate(counts))
 
     def summed(self, mean: Mapping[str, FloatArray]) -> None:
-        """Let each scale follow the norm of its mean: half the norm, half the scale; at most halved or doubled a time."""
+        """Let each scale follow the norm of its mean; it is at most halved or doubled at a time."""
         for name, array in mean.items():
             norm, before = _rms(array), self._norms.get(name, 0.0)
             if before > 0 and norm > 0:
