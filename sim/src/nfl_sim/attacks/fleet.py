@@ -13,7 +13,7 @@ Shape legend: n devices, m attackers, P shared values.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,7 +21,8 @@ import torch
 from numpy.typing import NDArray
 
 from nfl_cluster.aggregate.buffer import Measured
-from nfl_cluster.aggregate.robust.rule import Outcome, combine_batches
+from nfl_cluster.aggregate.reputation import Observation, ReputationState, Settings, observe
+from nfl_cluster.aggregate.robust import Outcome, combine_batches, score_batches
 from nfl_cluster.aggregate.server import server_step
 from nfl_core.codec.quantise import expand_scales
 from nfl_core.config import RootSection
@@ -72,6 +73,7 @@ class FleetSettings:
         batch_size: Contributions of a batch.
         bits: Of a value; None: no quantiser.
         with_gate: Whether devices judge a version before they merge it.
+        reputation: When devices are put into quarantine; None: never.
     """
 
     rule: str
@@ -80,6 +82,7 @@ class FleetSettings:
     batch_size: int = 4
     bits: int | None = 2
     with_gate: bool = True
+    reputation: Settings | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +95,7 @@ class VersionReport:
         success: Mean share of stamped test images that honest owners take for `TARGET`.
         num_bad_batches: Batches with an attacker in them.
         num_batches: All batches.
+        quarantined: Numbers of the owners in quarantine after this version.
     """
 
     accuracy: tuple[float, ...]
@@ -99,6 +103,7 @@ class VersionReport:
     success: float
     num_bad_batches: int
     num_batches: int
+    quarantined: frozenset[int]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -151,6 +156,8 @@ class Fleet:
         self._velocity_P: NDArray[np.float32] | None = None
         self._past: list[NDArray[np.float32]] = []
         self._norms: Mapping[str, tuple[float, ...]] = {}
+        self._shadow_P = np.zeros(self.schema.num_shared, np.float32)
+        self._reputation = ReputationState()
         self.version = 0
 
     def _device(self, module: NestedModel, owner: OwnerSamples, number: int) -> _Device:
@@ -166,8 +173,10 @@ class Fleet:
         """Let everybody learn and send, make the next version, and let the honest merge it."""
         scales_P = self._scales()
         sent = self._send(scales_P)
-        batches, num_bad = self._batches(sent)
+        batches, rosters = self._batches(sent)
+        num_bad = sum(min(roster) < self.settings.num_attackers for roster in rosters)
         outcome = self._combine(batches)
+        self._observe(batches, rosters)
         self._norms, moved_P = outcome.norms, outcome.moved[REGION]
         root = RootSection()
         self.shared_P, self._velocity_P = server_step(
@@ -180,6 +189,10 @@ class Fleet:
         self._past.append(moved_P)
         self.version += 1
         return self._merge(num_bad=num_bad, num_batches=len(batches))
+
+    def models(self) -> list[tuple[NestedModel, OwnerSamples]]:
+        """Return the models of all owners as they are, not copies, with their samples."""
+        return [(device.module, device.owner) for device in self._devices]
 
     def _send(self, scales_P: NDArray[np.float32]) -> list[NDArray[np.float32] | None]:
         """Return what arrives of each device, float32 [P]; None: its gate refused."""
@@ -195,7 +208,7 @@ class Fleet:
                 scales_P=scales_P,
                 num_attackers=m,
                 generator=self._numpy,
-                harm=lambda vector_P: self._harm(vector_P, honest_nP, scales_P),
+                harm=self._harm(honest_nP, scales_P),
             )
             wished = [*self._attack.craft(scene), *wished]
         return [self._pass(device, x_P, scales_P) for device, x_P in zip(self._devices, wished, strict=True)]
@@ -224,25 +237,36 @@ class Fleet:
         micro_update(learner, self._shadow.x, self._shadow.y, prior=prior, refit_steps=0)
         moved = displacement(before, state_of(self._root), self.schema)
         load_state(self._root, before)
+        self._shadow_P = self.schema.flatten(moved)
         return expand_scales(deviation_scales(moved), self.schema.sizes)
 
-    def _batches(self, sent: Sequence[NDArray[np.float32] | None]) -> tuple[list[Measured], int]:
-        present = [number for number, x_P in enumerate(sent) if x_P is not None]
-        order, size = self._numpy.permutation(present), self.settings.batch_size
-        rosters = [list(order[at : at + size]) for at in range(0, len(order), size)]
+    def _batches(self, sent: Sequence[NDArray[np.float32] | None]) -> tuple[list[Measured], list[list[int]]]:
+        """Draw rosters anew from those who sent something, and return the batches with their rosters."""
+        away = self._quarantined()
+        present = [number for number, x_P in enumerate(sent) if x_P is not None and number not in away]
+        order, size = self._numpy.permutation(present).tolist(), self.settings.batch_size
+        rosters = [order[at : at + size] for at in range(0, len(order), size)]
         if len(rosters) > 1 and len(rosters[-1]) < size:
             rosters[-2:] = [rosters[-2] + rosters[-1]]
         batches: list[Measured] = []
-        num_bad = 0
         for roster in rosters:
             rows = [x_P for number in roster if (x_P := sent[number]) is not None]
-            name = BatchId(f"{self.version}-{len(batches)}")
+            name, num = BatchId(f"{self.version}-{len(batches)}"), len(rows)
             mean_P = np.asarray(np.mean(rows, axis=0, dtype=np.float64), np.float32)
-            batches.append(
-                Measured(batch_id=name, region=REGION, mean_P=mean_P, weight=len(rows), staleness=0, num=len(rows))
-            )
-            num_bad += min(roster) < self.settings.num_attackers
-        return self._attack.tamper(batches, self._numpy), num_bad
+            batches.append(Measured(batch_id=name, region=REGION, mean_P=mean_P, weight=num, staleness=0, num=num))
+        return self._attack.tamper(batches, self._numpy), rosters
+
+    def _quarantined(self) -> frozenset[int]:
+        return frozenset(int(name) for name in self._reputation.quarantined())
+
+    def _observe(self, batches: Sequence[Measured], rosters: Sequence[Sequence[int]]) -> None:
+        if self.settings.reputation is None:
+            return
+        observations = [
+            Observation(members=tuple(map(str, roster)), figures=(score.against, score.energy))
+            for score, roster in zip(score_batches(batches, self._shadow_P), rosters, strict=True)
+        ]
+        self._reputation, _ = observe(self._reputation, observations, settings=self.settings.reputation)
 
     def _combine(self, batches: Sequence[Measured]) -> Outcome:
         return combine_batches(
@@ -252,21 +276,24 @@ class Fleet:
             rule=self.settings.rule,
             max_attacker_fraction=self.settings.max_attacker_fraction,
             remembered=self._norms,
+            shadow_P=self._shadow_P,
         )
 
     def _harm(
-        self, vector_P: NDArray[np.float64], honest_nP: NDArray[np.float32], scales_P: NDArray[np.float32]
-    ) -> float:
+        self, honest_nP: NDArray[np.float32], scales_P: NDArray[np.float32]
+    ) -> Callable[[NDArray[np.float64]], float]:
         """Return how far all attackers, sending one vector, move the result away from the honest mean."""
-        sent: list[NDArray[np.float32] | None] = [
-            Channel(bits=self.settings.bits).send(x_P, scales_P)
-            for x_P in (*[vector_P] * self.settings.num_attackers, *honest_nP)
-        ]
+        honest = [Channel(bits=self.settings.bits).send(x_P, scales_P) for x_P in honest_nP]
+        goal_P, num_attackers = honest_nP.mean(axis=0), self.settings.num_attackers
         state = self._numpy.bit_generator.state
-        batches, _ = self._batches(sent)
-        self._numpy.bit_generator.state = state  # the same rosters for every factor that is tried
-        moved_P = self._combine(batches).moved[REGION]
-        return float(np.linalg.norm(moved_P - honest_nP.mean(axis=0)))
+
+        def harm(vector_P: NDArray[np.float64]) -> float:
+            bad_P = Channel(bits=self.settings.bits).send(vector_P, scales_P)
+            self._numpy.bit_generator.state = state  # the same rosters for every factor that is tried
+            batches, _ = self._batches([*[bad_P] * num_attackers, *honest])
+            return float(np.linalg.norm(self._combine(batches).moved[REGION] - goal_P))
+
+        return harm
 
     def _merge(self, *, num_bad: int, num_batches: int) -> VersionReport:
         incoming = self.schema.unflatten(self.shared_P)
@@ -297,4 +324,5 @@ class Fleet:
             success=float(np.mean(success)),
             num_bad_batches=num_bad,
             num_batches=num_batches,
+            quarantined=self._quarantined(),
         )

@@ -21,7 +21,7 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from nfl_cluster.aggregate.buffer import Measured
-from nfl_cluster.aggregate.robust import Outcome, combine_batches
+from nfl_cluster.aggregate.robust import SHADOW_TRUST, Outcome, combine_batches
 from nfl_cluster.aggregate.server import server_step
 from nfl_cluster.brain.content import Contents
 from nfl_cluster.brain.intake import Intake
@@ -217,6 +217,7 @@ class Brain:
             rule=self._config.root.robust,
             max_attacker_fraction=self._config.root.max_attacker_fraction,
             remembered=state.norms,
+            shadow_P=self._judges.shadow(content) if self._config.root.robust == SHADOW_TRUST else None,
         )
         names = sorted(batch.batch_id for batch in chosen)
         candidate_id = digest_of("|".join((str(content.version), *names)).encode())[:32]

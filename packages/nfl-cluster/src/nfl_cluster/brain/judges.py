@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from nfl_cluster.brain.content import Content, Tensors
 from nfl_cluster.validate.data import HELDOUT, SHADOW, Samples, read_samples
 from nfl_cluster.validate.gates import GraphError, Judgement, accuracy_of, judge
@@ -31,6 +34,9 @@ class Judges(Protocol):
 
     def scales(self, content: Content) -> tuple[float, ...] | None:
         """Return the scales for the next policy; None while there is nothing to measure them with."""
+
+    def shadow(self, content: Content) -> NDArray[np.float32] | None:
+        """Return where the root's own samples lead, float32 [P]; None while there are none."""
 
 
 class SampleJudges:
@@ -87,6 +93,16 @@ class SampleJudges:
         from nfl_cluster.validate.shadow import shadow_scales
 
         return shadow_scales(self._config, content.tensors[min(content.tensors)], samples)
+
+    def shadow(self, content: Content) -> NDArray[np.float32] | None:
+        """Learn from the root's samples in the first region; the same each time. Raises like `scales`."""
+        samples = self._read(SHADOW)
+        if samples is None:
+            return None
+        from nfl_cluster.validate.shadow import shadow_update
+
+        moved = shadow_update(self._config, content.tensors[min(content.tensors)], samples)
+        return content.schema.flatten(moved)
 
     def _read(self, name: str) -> Samples | None:
         if name not in self._samples:

@@ -35,13 +35,20 @@ _SEED = 0
 def shadow_scales(
     config: FleetConfig, tensors: Mapping[str, NDArray[np.float32]], samples: Samples, *, seed: int = _SEED
 ) -> tuple[float, ...]:
-    """Return one quantisation scale a shared tensor, in schema order.
+    """Return one quantisation scale a shared tensor, in schema order. Arguments and errors of `shadow_update`."""
+    return deviation_scales(shadow_update(config, tensors, samples, seed=seed), num_deviations=NUM_DEVIATIONS)
+
+
+def shadow_update(
+    config: FleetConfig, tensors: Mapping[str, NDArray[np.float32]], samples: Samples, *, seed: int = _SEED
+) -> dict[str, NDArray[np.float32]]:
+    """Return by how much one micro-update on the root's own samples moves each shared tensor, in schema order.
 
     Args:
         config: Model, levels and learning settings.
         tensors: Shared tensors of the running version in one region; not changed.
         samples: The root's shadow data.
-        seed: Of the order of batches; the same seed gives the same scales.
+        seed: Of the order of batches; the same seed gives the same update.
 
     Raises:
         LearningError: Training failed.
@@ -59,4 +66,4 @@ def shadow_scales(
     )
     x, y = torch.from_numpy(samples.x[:MAX_SAMPLES].copy()), torch.from_numpy(samples.y[:MAX_SAMPLES].copy())
     micro_update(learner, x, y, prior=label_prior(y, num_classes=config.model.num_classes), refit_steps=0)
-    return deviation_scales(displacement(before, state_of(module), schema), num_deviations=NUM_DEVIATIONS)
+    return displacement(before, state_of(module), schema)

@@ -122,7 +122,7 @@ class RootSection(_Section):
     max_staleness: int = Field(default=4, ge=0, description="versions a batch may be behind")
     server_learning_rate: float = Field(default=1.5, gt=0, allow_inf_nan=False)
     server_momentum: float = Field(default=0.0, ge=0, lt=1)
-    robust: Literal["norm-bound", "nnm-trimmed-mean", "dnc", "geometric-median", "mean"] = Field(
+    robust: Literal["norm-bound", "nnm-trimmed-mean", "dnc", "geometric-median", "shadow-trust", "mean"] = Field(
         default="norm-bound", description="rule that combines batches; mean trusts everybody"
     )
     robust_over: Literal["batch", "device"] = Field(

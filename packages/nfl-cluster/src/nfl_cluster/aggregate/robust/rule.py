@@ -7,9 +7,11 @@ Rules of this module:
 * global levels are combined over all batches, regional ones over the region's own; a region without a batch stays;
 * a rule never pretends: where so many batches may be bad that it cannot tell, it does what it can and says so in
   `Outcome.degraded`. One or two batches are averaged, after the bound, because there is no middle of two;
-* `mean` bounds nothing; all others bound the norms first.
+* `mean` bounds nothing; all others bound the norms first;
+* `shadow-trust` needs no majority of good batches: each counts as far as its global part agrees with the root's shadow
+  update. Without one it is `norm-bound`, by name; where no batch agrees, nothing moves.
 
-Shape legend: P values of the shared vector.
+Shape legend: n batches, P values of the shared vector.
 """
 
 from __future__ import annotations
@@ -23,12 +25,14 @@ from numpy.typing import NDArray
 
 from nfl_cluster.aggregate.buffer import Measured
 from nfl_cluster.aggregate.robust.norms import Bounded, bound_norms
-from nfl_cluster.aggregate.robust.rules import RULES
+from nfl_cluster.aggregate.robust.rules import RULES, Rule, check
+from nfl_cluster.aggregate.robust.trust import agreement
 from nfl_core.errors import ConfigError
 from nfl_core.ids import RegionId
 from nfl_core.levels import Scope
 from nfl_core.schema import TensorSchema
 
+SHADOW_TRUST = "shadow-trust"
 FEWEST = 3  # two batches have no middle but their mean
 
 
@@ -39,25 +43,12 @@ class Degraded:
     Attributes:
         scope: Which part.
         region: Whose; empty for the global part.
-        num_batches: How many there were.
-        may_be_bad: How many of them may be bad.
-        stands: How many the rule stood; 0: the batches were averaged.
+        why: What is missing, and what was done instead.
     """
 
     scope: Scope
     region: str
-    num_batches: int
-    may_be_bad: int
-    stands: int
-
-    @property
-    def why(self) -> str:
-        """For people."""
-        where = f"region {self.region}" if self.region else "all regions"
-        return (
-            f"{self.may_be_bad} of {self.num_batches} batches of {where} may be bad, the rule stands {self.stands}"
-            + ("" if self.stands else ": they are averaged")
-        )
+    why: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +76,7 @@ def combine_batches(
     rule: str,
     max_attacker_fraction: float,
     remembered: Mapping[str, Sequence[float]],
+    shadow_P: NDArray[np.float32] | None = None,
 ) -> Outcome:
     """Combine batches by a rule, scope by scope.
 
@@ -92,56 +84,92 @@ def combine_batches(
         batches: Non-empty; every `mean_P` has the schema's length.
         schema: Says which values are regional.
         regions: Every region of the fleet.
-        rule: A name in `RULES`.
+        rule: A name in `RULES`, or `SHADOW_TRUST`.
         max_attacker_fraction: Of the devices, in [0, 0.5).
         remembered: `norms` of the last outcome; empty at first.
+        shadow_P: The root's shadow update, float32 [P]; for `SHADOW_TRUST`.
 
     Raises:
         ConfigError: There is no such rule.
         DeltaError: There is no batch, or a value is not finite.
     """
-    if rule not in RULES:
-        raise ConfigError(f"robust rule {rule!r} is unknown, expected one of {sorted(RULES)}")
+    if rule != SHADOW_TRUST and rule not in RULES:
+        raise ConfigError(f"robust rule {rule!r} is unknown, expected one of {sorted({*RULES, SHADOW_TRUST})}")
+    check([batch.mean_P for batch in batches], np.array([batch.influence for batch in batches]))
     bounded: tuple[Bounded, ...] = ()
     norms = {name: tuple(values) for name, values in remembered.items()}
     if rule != "mean":
         verdict = bound_norms(batches, schema=schema, remembered=remembered)
         batches, bounded, norms = verdict.batches, verdict.bounded, dict(verdict.norms)
-    degraded: list[Degraded] = []
+    mixer = _Mixer(schema, rule=rule, max_attacker_fraction=max_attacker_fraction)
+    weights_n = mixer.weights(batches, shadow_P)
     shared_P = np.zeros(schema.num_shared, np.float32)
-    _combine(batches, shared_P, schema, Scope.GLOBAL, "", rule, max_attacker_fraction, degraded)
+    mixer.mix(batches, weights_n, shared_P, scope=Scope.GLOBAL, region="")
     moved: dict[RegionId, NDArray[np.float32]] = {}
     for region in regions:
         moved[region] = shared_P.copy()
-        own = [batch for batch in batches if batch.region == region]
-        _combine(own, moved[region], schema, Scope.REGION, region, rule, max_attacker_fraction, degraded)
-    return Outcome(moved=moved, bounded=bounded, degraded=tuple(degraded), norms=norms)
+        own = [number for number, batch in enumerate(batches) if batch.region == region]
+        mixer.mix([batches[n] for n in own], weights_n[own], moved[region], scope=Scope.REGION, region=region)
+    return Outcome(moved=moved, bounded=bounded, degraded=tuple(mixer.degraded), norms=norms)
 
 
-def _combine(
-    batches: Sequence[Measured],
-    out_P: NDArray[np.float32],
-    schema: TensorSchema,
-    scope: Scope,
-    region: str,
-    name: str,
-    max_attacker_fraction: float,
-    degraded: list[Degraded],
-) -> None:
-    """Write the middle of one scope's part of the batches into its places of `out_P`."""
-    spans = schema.slices(scope)
-    if not batches or not spans:
-        return
-    rule, num = RULES[name], len(batches)
-    may_be_bad = min(num, math.floor(max_attacker_fraction * sum(batch.num for batch in batches) + 1e-9))
-    stands = min(may_be_bad, rule.most(num)) if num >= FEWEST else 0
-    if stands < may_be_bad:
-        degraded.append(Degraded(scope=scope, region=region, num_batches=num, may_be_bad=may_be_bad, stands=stands))
-    rows = [np.concatenate([batch.mean_P[span] for span in spans]) for batch in batches]
-    weights = np.array([batch.influence for batch in batches])
-    used = rule if num >= FEWEST else RULES["mean"]
-    middle = used.combine(rows, weights, num_bad=stands)
-    at = 0
-    for span in spans:
-        out_P[span] = middle[at : at + span.stop - span.start]
-        at += span.stop - span.start
+class _Mixer:
+    """One round's rule: mixes a scope at a time and notes where it promises less than asked."""
+
+    def __init__(self, schema: TensorSchema, *, rule: str, max_attacker_fraction: float) -> None:
+        self._schema, self._fraction = schema, max_attacker_fraction
+        self._trusts = rule == SHADOW_TRUST
+        self._rule = RULES["norm-bound" if self._trusts else rule]
+        self.degraded: list[Degraded] = []
+
+    def weights(self, batches: Sequence[Measured], shadow_P: NDArray[np.float32] | None) -> NDArray[np.float64]:
+        """Return how much each batch counts, [n]; 0: not at all."""
+        influence_n = np.array([batch.influence for batch in batches])
+        if not self._trusts:
+            return influence_n
+        if shadow_P is None or not shadow_P.any():
+            self._trusts = False
+            self._note(Scope.GLOBAL, "", "there is no shadow update, batches are averaged within their bound")
+            return influence_n
+        trust_n = agreement(batches, shadow_P, spans=self._schema.slices(Scope.GLOBAL))
+        if not trust_n.any():
+            self._note(Scope.GLOBAL, "", f"none of {len(batches)} batches agrees with the shadow update, nothing moves")
+        return np.asarray(influence_n * trust_n)
+
+    def mix(
+        self,
+        batches: Sequence[Measured],
+        weights_n: NDArray[np.float64],
+        out_P: NDArray[np.float32],
+        *,
+        scope: Scope,
+        region: str,
+    ) -> None:
+        """Write the middle of one scope's part of the batches into its places of `out_P`."""
+        spans = self._schema.slices(scope)
+        counting: list[int] = np.flatnonzero(weights_n).tolist()
+        if not counting or not spans:
+            return
+        rule, stands = self._choose(batches, scope, region)
+        rows = [np.concatenate([batches[number].mean_P[span] for span in spans]) for number in counting]
+        middle = rule.combine(rows, weights_n[counting], num_bad=stands)
+        at = 0
+        for span in spans:
+            out_P[span] = middle[at : at + span.stop - span.start]
+            at += span.stop - span.start
+
+    def _choose(self, batches: Sequence[Measured], scope: Scope, region: str) -> tuple[Rule, int]:
+        num = len(batches)
+        may_be_bad = min(num, math.floor(self._fraction * sum(batch.num for batch in batches) + 1e-9))
+        if self._trusts:
+            return RULES["mean"], 0
+        rule = self._rule if num >= FEWEST else RULES["mean"]
+        stands = min(may_be_bad, rule.most(num))
+        if stands < may_be_bad:
+            where = f"region {region}" if region else "all regions"
+            instead = f"the rule stands {stands}" if stands else "they are averaged"
+            self._note(scope, region, f"{may_be_bad} of {num} batches of {where} may be bad, {instead}")
+        return rule, stands
+
+    def _note(self, scope: Scope, region: str, why: str) -> None:
+        self.degraded.append(Degraded(scope=scope, region=region, why=why))

@@ -36,7 +36,7 @@ from nfl_core.errors import ConfigError, DeltaError
 
 BLOCK = 1 << 16  # values of each vector that are in memory as float64 at a time: half a megabyte
 WEISZFELD_STEPS = 64  # each costs n * n; from 8 on the result moves by less than a quantiser step
-SMOOTHING = 1e-3  # of the median distance: a vector that is the middle itself must not divide by zero
+SMOOTHING = 1e-3  # of the smallest ball with half of the vectors: one that is the middle must not divide by zero
 DNC_FACTOR = 1.5  # times num_bad are dropped; the paper's filter fraction lies between 0.5 and 1.5
 Vector = NDArray[np.float32] | NDArray[np.float64]
 Rows = Sequence[Vector] | NDArray[np.float32] | NDArray[np.float64]
@@ -169,12 +169,12 @@ def geometric_median(
         rows: [n, P].
         weights: [n].
         num_bad: Not used.
-        smoothing: Least distance in a division; None: `SMOOTHING` times the median distance of the vectors.
+        smoothing: Least distance in a division; None: `SMOOTHING` times the radius of the closest half of the vectors.
         num_steps: Weiszfeld steps from the mean, >= 0.
     """
     gram_nn = _gram(rows)
     if smoothing is None:
-        smoothing = SMOOTHING * float(np.sqrt(np.median(_apart(gram_nn)))) or 1.0
+        smoothing = SMOOTHING * _closest_half(_apart(gram_nn))
     shares_n = np.full(len(rows), 1 / len(rows))
     for _ in range(num_steps):
         shares_n = weights / np.maximum(_distances_from(shares_n, gram_nn), smoothing)
@@ -290,6 +290,15 @@ def _gram(rows: Rows, *, origin: NDArray[np.float64] | None = None) -> NDArray[n
         apart = block - (block.mean(axis=0) if origin is None else origin[place])
         total_nn += apart @ apart.T
     return total_nn
+
+
+def _closest_half(apart_nn: NDArray[np.float64]) -> float:
+    """Return how far half of the vectors are from the one among them that has them closest; far ones do not move it."""
+    radius = float(np.sqrt(np.sort(apart_nn, axis=1)[:, len(apart_nn) // 2].min()))
+    if radius:
+        return radius
+    others = apart_nn[apart_nn > 0]
+    return float(np.sqrt(others.min())) if others.size else 1.0
 
 
 def _apart(gram_nn: NDArray[np.float64]) -> NDArray[np.float64]:
