@@ -34,13 +34,13 @@ from nfl_sim.tasks.navigation.worlds import FAMILIES, SIZE_M, World, make_world
 from nfl_sim.tasks.task import TaskData, TaskOwner
 
 ROBOTS_PER_FAMILY = 4
-SPLITS = {"train": 300, "holdout": 60, "test": 200}  # samples of one robot
+SPLITS = {"train": 300, "holdout": 50, "test": 120}  # samples of one robot
 NUM_GOAL_FEATURES = 3
 NUM_INPUTS = NUM_BEAMS + NUM_GOAL_FEATURES
 SLIP_FRACTION = 0.15  # of the steps carry out an action drawn at random
-MAX_STEPS = 120  # of one episode; the expert needs some 50
+MAX_STEPS = 100  # of one episode; the expert needs some 50
 MAX_BYTES = 1 << 24
-FORMAT = 2  # of the kept files; rises with every change of worlds, expert or samples
+FORMAT = 3  # of the kept files; rises with every change of worlds, expert or samples
 _LOG = logging.getLogger(__name__)
 
 

@@ -1,0 +1,189 @@
+"""What nested learning is worth to robots: accuracy on held-out worlds, and how often they arrive or collide.
+
+    python -m nfl_sim.tasks.navigation.compare --cache CACHE --out rows.json --seeds 0 1 2
+
+Each row is one method with one seed; rows that stand in the file already are not run again, so a run that was cut goes
+on. Every method takes the same passes over the same samples. A seed decides robots, worlds, initial weights and order.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from pydantic import TypeAdapter
+
+from nfl_core.durable import make_folder, write_file
+from nfl_core.learning import Cohort, FedAvg, LocalOnly, Nested, Owner, Strategy
+from nfl_core.levels import Level, NestedSpec, Scope
+from nfl_sim.tasks.measure import TUNE_EPOCHS, in_one_region, maker
+from nfl_sim.tasks.navigation import TASK
+from nfl_sim.tasks.navigation.data import load_seed, plans_of
+from nfl_sim.tasks.navigation.drive import Policy, drive, expert_of, policy_of
+
+EXPERT = "expert"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One method with one seed; fractions of 1, accuracies one a robot.
+
+    Attributes:
+        method: See `METHODS`, or the expert.
+        seed: Of everything.
+        accuracies: On test samples; empty for the expert.
+        successes: Fraction of its episodes in which each robot arrived.
+        collisions: The same for collisions.
+        update_cpu_s: CPU seconds of one robot's round, training and merging.
+        update_wall_s: Wall seconds of the same, on whatever else the machine did.
+    """
+
+    method: str
+    seed: int
+    accuracies: tuple[float, ...]
+    successes: tuple[float, ...]
+    collisions: tuple[float, ...]
+    update_cpu_s: float
+    update_wall_s: float
+
+
+_ROWS = TypeAdapter(list[Row])
+
+
+def all_regional() -> NestedSpec:
+    """Return two levels: a private residual head, and everything else shared within the region alone."""
+    return NestedSpec.of(
+        [
+            Level(name="reflex", params=("private.*",), scope=Scope.PRIVATE),
+            Level(name="region", params=("body.*", "middle.*", "head.*"), scope=Scope.REGION),
+        ]
+    )
+
+
+METHODS: Mapping[str, Callable[[], Strategy]] = {
+    "local only": LocalOnly,
+    "FedAvg, fine-tuned": lambda: FedAvg(tune_epochs=TUNE_EPOCHS),
+    "nested, two levels: private, global": lambda: Nested(spec=in_one_region(TASK.spec)),
+    "nested, two levels: private, regional": lambda: Nested(spec=all_regional()),
+    "nested": lambda: Nested(spec=TASK.spec),
+}
+
+
+def run_one(method: str, *, cache: Path, seed: int, num_episodes: int, rounds: int = TASK.rounds) -> Row:
+    """Train one method's robots, score them and let them drive.
+
+    Args:
+        method: A key of `METHODS`, or `EXPERT`.
+        cache: Keeps the samples.
+        seed: Of everything.
+        num_episodes: Of each robot, in its test worlds; 0: none.
+        rounds: Micro-updates of each robot.
+
+    Raises:
+        ContentError: IR-SIM is not installed.
+    """
+    plans = plans_of(seed)
+    if method == EXPERT:
+        return _row(method, seed, (), [expert_of(plan) for plan in plans], num_episodes, (0.0, 0.0))
+    data = load_seed(cache, seed=seed)
+    cohort = Cohort(
+        maker(TASK, seed=seed),
+        strategy=METHODS[method](),
+        settings=TASK.settings,
+        owners=[Owner(region=owner.region, train=owner.train, test=owner.test) for owner in data.owners],
+        seed=seed,
+    )
+    cpu_s, started = 0.0, time.perf_counter()
+    for number in range(1, rounds + 1):
+        report = cohort.run_round(scored=number == rounds)
+        cpu_s += report.cpu_s
+    costs = (cpu_s / rounds / len(plans), (time.perf_counter() - started) / rounds / len(plans))
+    policies = [policy_of(cohort.strategy.answer(member)) for member in cohort.members]
+    return _row(method, seed, report.after_merge, policies, num_episodes, costs)
+
+
+def _row(
+    method: str,
+    seed: int,
+    accuracies: tuple[float, ...],
+    policies: Sequence[Policy],
+    num_episodes: int,
+    costs: tuple[float, float],
+) -> Row:
+    outcomes = [
+        drive(policy, plan, num_episodes=num_episodes)
+        for policy, plan in zip(policies, plans_of(seed), strict=True)
+        if num_episodes
+    ]
+    return Row(
+        method=method,
+        seed=seed,
+        accuracies=accuracies,
+        successes=tuple(outcome.success_fraction for outcome in outcomes),
+        collisions=tuple(outcome.collision_fraction for outcome in outcomes),
+        update_cpu_s=costs[0],
+        update_wall_s=costs[1],
+    )
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Return a Markdown table: mean over seeds +- standard deviation over seeds, in percent."""
+    lines = [
+        "| method | accuracy, mean robot | worst robot | arrives | collides |",
+        "|---|---|---|---|---|",
+    ]
+    for method in dict.fromkeys(row.method for row in rows):
+        mine = [row for row in rows if row.method == method]
+        cells = [
+            _spread([float(np.mean(row.accuracies)) for row in mine if row.accuracies]),
+            _spread([min(row.accuracies) for row in mine if row.accuracies]),
+            _spread([float(np.mean(row.successes)) for row in mine if row.successes]),
+            _spread([float(np.mean(row.collisions)) for row in mine if row.collisions]),
+        ]
+        lines.append(f"| {method} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _spread(values: Sequence[float]) -> str:
+    if not values:
+        return "-"
+    deviation = float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
+    return f"{100 * float(np.mean(values)):.1f} +- {100 * deviation:.1f}"
+
+
+def run(out: Path, *, cache: Path, seeds: Sequence[int], methods: Sequence[str], num_episodes: int) -> list[Row]:
+    """Run what does not stand in `out` yet, seed by seed, and write each row at once."""
+    make_folder(out.parent)
+    rows = _ROWS.validate_json(out.read_bytes()) if out.exists() else []
+    for seed in seeds:
+        for method in methods:
+            if any((row.method, row.seed) == (method, seed) for row in rows):
+                continue
+            rows.append(run_one(method, cache=cache, seed=seed, num_episodes=num_episodes))
+            write_file(out, _ROWS.dump_json(rows, indent=1))
+            sys.stderr.write(f"seed {seed}, {method}: done\n")
+    return rows
+
+
+def main() -> None:
+    """Run and print the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--cache", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--methods", nargs="+", default=[EXPERT, *METHODS], choices=[EXPERT, *METHODS])
+    parser.add_argument("--episodes", type=int, default=4)
+    chosen = parser.parse_args()
+    torch.set_num_threads(1)
+    rows = run(chosen.out, cache=chosen.cache, seeds=chosen.seeds, methods=chosen.methods, num_episodes=chosen.episodes)
+    sys.stdout.write(table(rows) + "\n")
+
+
+if __name__ == "__main__":
+    main()
