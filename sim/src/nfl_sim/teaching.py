@@ -126,7 +126,7 @@ class Size:
     concentration: float = 0.5
 
 
-SMALL = Size(num_train=8000, num_test=4000, teacher_epochs=3, student_epochs=5, num_owners=10, num_proxy=3000)
+SMALL = Size(num_train=8000, num_test=4000, teacher_epochs=3, student_epochs=6, num_owners=10, num_proxy=3000)
 FULL = Size(num_train=60000, num_test=10000, teacher_epochs=4, student_epochs=6, num_owners=20)
 
 
