@@ -25,6 +25,7 @@ import nfl_secure.tls  # noqa: F401 - before grpc: it holds grpcio to TLS 1.3
 
 # isort: on
 from nfl_cluster.aggregate.batches import BatchLog, Dropped, batch_messages
+from nfl_cluster.aggregate.suspicion import RoundScores, Suspicion
 from nfl_cluster.attendance import Attendance
 from nfl_cluster.events import EventJournal
 from nfl_cluster.gateway import Gateway, serve_devices
@@ -82,6 +83,7 @@ class Leaf:
         self.log = BatchLog(folder.state, principal=self.principal, region=self.region, clock=clock)
         self.attendance = Attendance(folder.state / "devices", leaf=parse_leaf_id(site), region=self.region)
         self._marker = DualRecord(folder.state / "repository-marker")
+        self._suspicion = Suspicion(folder.state / "suspicion")
         self._events = EventJournal(folder.state / "events.jsonl", clock)
         self._counters_at = 0.0
         manifests = folder.cache / "targets" / "bundles" / self.region
@@ -161,6 +163,8 @@ class Leaf:
                     self._events.write(
                         "rollout", version=int(rollout.version), fraction=rollout.wave_fraction, halted=rollout.halted
                     )
+            case ("batch-scores", self._root):
+                self._hear(RoundScores.decode(message.payload))
             case ("roster-refused", self._keeper):
                 ca_pem = self.principal.ca_pem
                 _, payload = verify(
@@ -173,6 +177,16 @@ class Leaf:
                 raise MalformedError(
                     f"{message.peer} sends a message of kind {message.kind!r} that a leaf does not take"
                 )
+
+    def _hear(self, scores: RoundScores) -> None:
+        members: dict[str, list[str]] = {}
+        for accepted in self.log.accepted():
+            members.setdefault(accepted.batch_id, []).append(accepted.device)
+        for change in self._suspicion.hear(scores, members=members):
+            if change.deviations is None:
+                self._events.write("quarantine-over", device=change.device)
+            else:
+                self._events.write("quarantine-advised", device=change.device, deviations=change.deviations)
 
     def _keep_files(self, message: Message) -> None:
         """Put files into the cache; the timestamp of an older publication never replaces that of a newer one."""

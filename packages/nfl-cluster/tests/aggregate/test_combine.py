@@ -147,7 +147,7 @@ def test_scores_are_means_over_devices() -> None:
     mean_P = ((one.mean_P + other.mean_P) / 2).astype(np.float32)
     both = Measured(batch_id=BatchId("ab"), region=NORTH, mean_P=mean_P, weight=2, staleness=0, num=2)
     first, second, third = score_batches([one, other, both], UP)
-    assert third.against == pytest.approx((first.against + second.against) / 2, rel=1e-4)
+    assert third.against == pytest.approx((first.against + second.against) / 2, abs=1e-6)
     assert first.against < 0 < second.against
 
 

@@ -6,7 +6,8 @@ one unknown a device, and even where most batches are bad, most devices are good
 
 Rules:
 
-* figures are compared within a round alone (its median is taken off), older rounds count `DECAY` less a round;
+* figures stand next to the median batch of their round, as `score_batches` gives them; a round counts `DECAY` less
+  with each that comes after it;
 * nobody is judged before there are more batches than devices: until then many answers fit equally well;
 * a device is put into quarantine when one of its unknowns is more than `threshold` robust deviations above the median
   of all devices, for two rounds running; never more than `max_fraction` of the devices at once, the oddest first;
@@ -66,7 +67,7 @@ class Settings:
 
 
 class Observation(BaseModel):
-    """One batch: who was in it, and its figures, each a mean over them; large is bad."""
+    """One batch: who was in it, and its figures, each a mean over them; 0 is usual, large is bad."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -188,12 +189,11 @@ def _deviations(
     shares_BD, weights_B = np.zeros((num_batches, len(keys))), np.zeros(num_batches)
     figures_BF: list[NDArray[np.float64]] = []
     for number, round_ in rounds:
-        middle_F = np.median([batch.figures for batch in round_], axis=0)
         for batch in round_:
             row = len(figures_BF)
             shares_BD[row, [place[_key(name, number, marks)] for name in batch.members]] = 1 / len(batch.members)
             weights_B[row] = DECAY ** (now - number)
-            figures_BF.append(np.asarray(batch.figures) - middle_F)
+            figures_BF.append(np.asarray(batch.figures))
     worst_D = _robust_z(_solve(shares_BD, np.array(figures_BF), weights_B)[judged]).max(axis=1)
     return {keys[column][0]: float(worst) for column, worst in zip(judged, worst_D, strict=True)}
 

@@ -21,7 +21,7 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from nfl_cluster.aggregate.buffer import Measured
-from nfl_cluster.aggregate.robust import SHADOW_TRUST, Outcome, combine_batches
+from nfl_cluster.aggregate.robust import Outcome, combine_batches, score_batches
 from nfl_cluster.aggregate.server import server_step
 from nfl_cluster.brain.content import Contents
 from nfl_cluster.brain.intake import Intake
@@ -210,14 +210,16 @@ class Brain:
         chosen = list(state.buffer)
         content = self._contents.of(state.path[-1].version)
         regions = sorted(content.tensors)
+        measured = [self._measured(batch) for batch in chosen]
+        shadow_P = self._judges.shadow(content) if self._config.root.robust != "mean" else None
         outcome = combine_batches(
-            [self._measured(batch) for batch in chosen],
+            measured,
             schema=content.schema,
             regions=regions,
             rule=self._config.root.robust,
             max_attacker_fraction=self._config.root.max_attacker_fraction,
             remembered=state.norms,
-            shadow_P=self._judges.shadow(content) if self._config.root.robust == SHADOW_TRUST else None,
+            shadow_P=shadow_P,
         )
         names = sorted(batch.batch_id for batch in chosen)
         candidate_id = digest_of("|".join((str(content.version), *names)).encode())[:32]
@@ -235,6 +237,11 @@ class Brain:
             self._store.put_arrays(content.schema.unflatten(new_P), "candidates", candidate_id, f"{region}.safetensors")
         self._store.put_arrays(fresh, "momentum", f"{candidate_id}.safetensors")
         self._tell_outcome(outcome)
+        if shadow_P is not None:
+            state.scores = {
+                score.batch_id: (score.against, score.energy) for score in score_batches(measured, shadow_P)
+            }
+            state.scores_number += 1
         state.norms = dict(outcome.norms)
         state.candidate = Candidate(
             candidate_id=candidate_id,

@@ -51,6 +51,7 @@ class SampleJudges:
         self._config, self._folder = config, folder
         self._samples: dict[str, Samples] = {}
         self._running: tuple[int, dict[RegionId, float]] | None = None
+        self._moved: tuple[int, Tensors] | None = None
 
     def judge(
         self, candidate: Mapping[RegionId, Tensors], *, running: Content, bundle_bytes: Mapping[RegionId, int]
@@ -87,22 +88,28 @@ class SampleJudges:
 
     def scales(self, content: Content) -> tuple[float, ...] | None:
         """Measure the scales in the first region. Raises LearningError, ConfigError or TensorFileError."""
-        samples = self._read(SHADOW)
-        if samples is None:
+        moved = self._shadow_update(content)
+        if moved is None:
             return None
-        from nfl_cluster.validate.shadow import shadow_scales
+        from nfl_cluster.validate.shadow import scales_of
 
-        return shadow_scales(self._config, content.tensors[min(content.tensors)], samples)
+        return scales_of(moved)
 
     def shadow(self, content: Content) -> NDArray[np.float32] | None:
         """Learn from the root's samples in the first region; the same each time. Raises like `scales`."""
+        moved = self._shadow_update(content)
+        return None if moved is None else content.schema.flatten(moved)
+
+    def _shadow_update(self, content: Content) -> Tensors | None:
         samples = self._read(SHADOW)
         if samples is None:
             return None
-        from nfl_cluster.validate.shadow import shadow_update
+        if self._moved is None or self._moved[0] != content.version:
+            from nfl_cluster.validate.shadow import shadow_update
 
-        moved = shadow_update(self._config, content.tensors[min(content.tensors)], samples)
-        return content.schema.flatten(moved)
+            moved = shadow_update(self._config, content.tensors[min(content.tensors)], samples)
+            self._moved = (int(content.version), moved)
+        return self._moved[1]
 
     def _read(self, name: str) -> Samples | None:
         if name not in self._samples:

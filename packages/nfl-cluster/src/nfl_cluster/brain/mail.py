@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import timedelta
 
+from nfl_cluster.aggregate.suspicion import RoundScores
 from nfl_cluster.brain.intake import Intake
 from nfl_cluster.brain.store import RootStore
 from nfl_cluster.mailbox import Mailbox
@@ -47,6 +48,7 @@ class Postman:
             self._post_files(site)
             self._post_rollout(leaf, driver)
             self._post_policy(site)
+            self._post_scores(site)
         self._post_policy(SiteId(self._config.keeper.site))
 
     def _post_files(self, site: SiteId) -> None:
@@ -94,6 +96,14 @@ class Postman:
         signed = self._intake.policy(policy_id).signed
         self._mailbox.post(site, "policy", signed, message_id=f"round-{policy_id:012d}-{site}"[:80])
         self._note(site, "policy", policy_id)
+
+    def _post_scores(self, site: SiteId) -> None:
+        number = self._store.state.scores_number
+        if self._sent(site, "scores") >= number:
+            return
+        scores = RoundScores(number=number, scores=self._store.state.scores)
+        self._mailbox.post(site, "batch-scores", scores.encode(), message_id=f"scores-{number:012d}-{site}"[:80])
+        self._note(site, "scores", number)
 
     def _sent(self, site: SiteId, kind: str) -> int:
         return self._store.state.sent.get(site, {}).get(kind, 0)

@@ -32,11 +32,9 @@ MAX_SAMPLES = 300  # a device has about as many; more would measure longer updat
 _SEED = 0
 
 
-def shadow_scales(
-    config: FleetConfig, tensors: Mapping[str, NDArray[np.float32]], samples: Samples, *, seed: int = _SEED
-) -> tuple[float, ...]:
-    """Return one quantisation scale a shared tensor, in schema order. Arguments and errors of `shadow_update`."""
-    return deviation_scales(shadow_update(config, tensors, samples, seed=seed), num_deviations=NUM_DEVIATIONS)
+def scales_of(moved: Mapping[str, NDArray[np.float32]]) -> tuple[float, ...]:
+    """Return one quantisation scale for each tensor of a shadow update, in its order."""
+    return deviation_scales(moved, num_deviations=NUM_DEVIATIONS)
 
 
 def shadow_update(

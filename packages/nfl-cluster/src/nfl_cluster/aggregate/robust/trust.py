@@ -27,7 +27,9 @@ from nfl_core.ids import BatchId
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchScore:
-    """What is odd about a batch; both figures are means over its devices, up to what their updates have in common.
+    """What is odd about a batch, next to the median batch of its round.
+
+    Both figures are means over the batch's devices, up to what their updates have in common; large is odd.
 
     Attributes:
         batch_id: The batch.
@@ -63,13 +65,12 @@ def score_batches(batches: Sequence[Measured], shadow_P: NDArray[np.float32]) ->
     sizes_n = np.array([batch.num for batch in batches], np.float64)
     typical = max(float(np.median(norms_n * np.sqrt(sizes_n))), np.finfo(np.float64).tiny)
     length = max(length, np.finfo(np.float64).tiny)
+    against_n, energy_n = -along_n / length / typical, sizes_n * (norms_n / typical) ** 2
     return tuple(
-        BatchScore(
-            batch_id=batch.batch_id,
-            against=float(-along / length / typical),
-            energy=float(size * (norm / typical) ** 2),
+        BatchScore(batch_id=batch.batch_id, against=float(against), energy=float(energy))
+        for batch, against, energy in zip(
+            batches, against_n - np.median(against_n), energy_n - np.median(energy_n), strict=True
         )
-        for batch, along, norm, size in zip(batches, along_n, norms_n, sizes_n, strict=True)
     )
 
 
