@@ -16,7 +16,9 @@ from nfl_core.learning.cohort import Cohort, Owner, RoundReport, weighted_mean
 from nfl_core.learning.export import export_graph
 from nfl_core.learning.learner import LearnerState, NestedLearner
 from nfl_core.learning.merge import MergeReport, Samples, decide, merge
-from nfl_core.learning.model import NestedModel, create_model, load_state, schema_of, state_of
+from nfl_core.learning.model import ModelError, NestedModel, create_model, load_state, schema_of, state_of
+from nfl_core.learning.nested import WrappedModel, nested, propose_spec
+from nfl_core.learning.norms import with_group_norm
 from nfl_core.learning.objective import Score, joint_loss, label_prior, plain_loss, score, score_logits, separate_loss
 from nfl_core.learning.reference import SmallCnn, default_levels, default_spec, small_cnn
 from nfl_core.learning.refit import FeatureCache, cache_features, refit
@@ -60,6 +62,7 @@ __all__ = [
     "Member",
     "MergeReport",
     "MicroUpdateReport",
+    "ModelError",
     "Nested",
     "NestedLearner",
     "NestedModel",
@@ -71,6 +74,7 @@ __all__ = [
     "Strategy",
     "Transport",
     "Whole",
+    "WrappedModel",
     "cache_features",
     "create_model",
     "decide",
@@ -85,8 +89,10 @@ __all__ = [
     "local_only",
     "merge",
     "micro_update",
+    "nested",
     "plain_loss",
     "private_head",
+    "propose_spec",
     "refit",
     "schema_of",
     "score",
@@ -96,4 +102,5 @@ __all__ = [
     "small_cnn",
     "state_of",
     "weighted_mean",
+    "with_group_norm",
 ]

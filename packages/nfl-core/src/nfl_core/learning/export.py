@@ -29,7 +29,7 @@ import copy
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -44,7 +44,6 @@ from nfl_core.schema import TensorSchema
 OPSET = 18  # the newest that onnxruntime 1.18, the last for Python 3.10 boards, reads in full
 INPUT, LOGITS, FEATURES = "x", "logits", "features"
 SHARED_LOCATION = "shared"  # no file has this name; the runtime wants one to be named
-_PREFIX = "module."
 
 
 class _Traced(nn.Module):
@@ -71,13 +70,15 @@ def export_graph(module: NestedModel, schema: TensorSchema) -> bytes:
     with torch.no_grad():
         for parameter in blank.parameters():
             parameter.zero_()
+    traced = _Traced(blank)
     try:
-        graph = _trace(blank)
+        graph = _trace(traced)
     except Exception as e:  # the exporter promises no type, and all it does is this one step
         raise LearningError(
             f"model {type(module).__name__} cannot be exported: {e}", hint="use operators that ONNX has"
         ) from e
-    _clean(graph)
+    own = {id(parameter): name for name, parameter in blank.named_parameters()}
+    _clean(graph, names={name: own[id(parameter)] for name, parameter in traced.named_parameters()})
     _check(graph, schema)
     onnx.checker.check_model(graph)
     _open_private(graph, schema)
@@ -86,12 +87,12 @@ def export_graph(module: NestedModel, schema: TensorSchema) -> bytes:
     return data
 
 
-def _trace(blank: NestedModel) -> onnx.ModelProto:
-    sample = torch.zeros(2, *blank.input_shape)
+def _trace(traced: _Traced) -> onnx.ModelProto:
+    sample = torch.zeros(2, *traced.module.input_shape)
     batch = torch.export.Dim("batch", min=1, max=4096)
     with _quiet():
         program = torch.onnx.export(
-            _Traced(blank),
+            traced,
             (sample,),
             dynamo=True,
             verbose=False,
@@ -120,14 +121,14 @@ def _quiet() -> Iterator[None]:
         loud.setLevel(level)
 
 
-def _clean(model: onnx.ModelProto) -> None:
+def _clean(model: onnx.ModelProto, *, names: Mapping[str, str]) -> None:
     """Give parameters their own names and remove everything that says where the model was made."""
     graph = model.graph
     for tensor in graph.initializer:
-        tensor.name = tensor.name.removeprefix(_PREFIX)
+        tensor.name = names.get(tensor.name, tensor.name)
         _strip(tensor)
     for node in graph.node:
-        node.input[:] = [name.removeprefix(_PREFIX) for name in node.input]
+        node.input[:] = [names.get(name, name) for name in node.input]
         _strip(node)
     for value in (*graph.input, *graph.output):
         _strip(value)

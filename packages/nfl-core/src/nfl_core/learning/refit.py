@@ -68,6 +68,8 @@ def refit(
     if not len(cache.y):
         raise LearningError("refit got no samples, expected at least one")
     fitted = list(module.private.parameters()) if parameters is None else list(parameters)
+    if not fitted:
+        return  # a model without private part has nothing to refit
     picks = torch.randint(len(cache.y), (num_steps, batch_size), generator=generator)
     for pick in picks:
         generic = cache.generic[pick] if parameters is None else module.generic(cache.z[pick])
