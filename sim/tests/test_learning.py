@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from nfl_core.errors import ConfigError, ContentError, NotFoundError
-from nfl_core.learning import LearningSettings, create_model
+from nfl_core.learning import LearningSettings, create_model, default_spec, schema_of
 from nfl_core.levels import Scope
 from nfl_sim.data.fashion import DataSet
 from nfl_sim.learning import run, scenes
-from nfl_sim.learning.methods import METHODS, levels, method_of
+from nfl_sim.learning.methods import METHODS, blocks, levels, method_of
 from nfl_sim.learning.page import render
 from nfl_sim.learning.partition import dirichlet, halves, pathological
 from nfl_sim.learning.plan import PLANS, Section, plan_of
@@ -103,9 +103,11 @@ def test_shifts_differ_by_region_and_keep_what_they_should() -> None:
 def test_variants_change_what_they_say() -> None:
     assert [level.period for level in levels(periods=(1, 2, 4)).levels] == [1, 2, 4]
     assert [level.scope for level in levels(middle=Scope.GLOBAL).levels[1:]] == [Scope.GLOBAL, Scope.GLOBAL]
-    assert (
-        levels(head=Scope.REGION).assign(["head.weight", "body.x", "middle.x", "private.x"])["head.weight"] == "skill"
-    )
+    names = ["head.weight", "body.x", "middle.x", "private.x"]
+    assert levels(head=Scope.REGION).assign(names)["head.weight"] == "concept-region"
+    assert levels().levels == default_spec().levels
+    model = create_model("small-cnn", num_classes=10, input_shape=(1, 28, 28), seed=0)
+    assert {tensor.scope for tensor in schema_of(model, blocks()).shared} == {Scope.REGION}
     assert [level.sync_every for level in levels(sync_every=4).shared] == [4, 4]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from nfl_core.errors import NotFoundError
 from nfl_core.learning import (
@@ -27,7 +28,7 @@ from nfl_core.learning import (
     Whole,
     default_spec,
 )
-from nfl_core.levels import NestedSpec, Scope
+from nfl_core.levels import Level, NestedSpec, Scope
 
 SEALED_BATCH = 32  # owners whose sum is opened together in a real fleet; five more bits a value
 
@@ -42,6 +43,7 @@ class Method:
         transport: Makes what carries its displacements.
         participation: Fraction of the owners that train and send in a round.
         tunes: It trains before each answer, so only its last rounds are scored.
+        learned_scope: The server learns from the sums how far regional levels are pooled.
     """
 
     title: str
@@ -49,45 +51,71 @@ class Method:
     transport: Callable[[], Transport] = Whole
     participation: float = 1.0
     tunes: bool = False
+    learned_scope: bool = False
 
 
 def levels(
     *,
     middle: Scope = Scope.REGION,
     head: Scope = Scope.GLOBAL,
+    body: Scope = Scope.GLOBAL,
     periods: tuple[int, int, int] = (1, 1, 1),
-    reduce: str = "sum",
+    reduce: Literal["sum", "mean"] = "sum",
     sync_every: int = 1,
 ) -> NestedSpec:
-    """Return the default levels with other scopes, periods or exchanges; the head moves with its scope."""
-    fast, mid, slow = default_spec().levels
-    with_head = ("middle.*", "head.*") if head is middle else ("middle.*",)
-    body = ("body.*",) if head is middle else ("body.*", "head.*")
-    changed = (
-        fast.model_copy(update={"period": periods[0]}),
-        mid.model_copy(
-            update={
-                "period": periods[1],
-                "scope": middle,
-                "params": with_head,
-                "reduce": reduce,
-                "sync_every": sync_every,
-            }
-        ),
-        slow.model_copy(update={"period": periods[2], "params": body, "reduce": reduce, "sync_every": sync_every}),
-    )
+    """Return the default levels with other scopes, periods or exchanges."""
+    fast, *shared = default_spec().levels
+    scopes = {"middle.*": middle, "head.*": head, "body.*": body}
+    changed = [fast.model_copy(update={"period": periods[0]})]
+    for level, period in zip(shared, periods[1:], strict=True):
+        for scope in dict.fromkeys(scopes[name] for name in level.params):
+            names = tuple(name for name in level.params if scopes[name] is scope)
+            name = level.name if names == level.params else f"{level.name}-{scope.value}"
+            update = {"name": name, "params": names, "scope": scope, "period": period}
+            changed.append(level.model_copy(update={**update, "reduce": reduce, "sync_every": sync_every}))
     return NestedSpec.of(changed)
 
 
+def blocks() -> NestedSpec:
+    """Return small-cnn's private head and one regional level a block: which of them differ is found out."""
+    shared = {
+        "head": ("head.*",),
+        "middle": ("middle.*",),
+        "block-3": ("body.6.*", "body.7.*"),
+        "block-2": ("body.3.*", "body.4.*"),
+        "stem": ("body.0.*", "body.1.*"),
+    }
+    regional = [Level(name=name, params=params, scope=Scope.REGION) for name, params in shared.items()]
+    return NestedSpec.of([default_spec().levels[0], *regional])
+
+
 def _nested(
-    title: str, *, transport: Callable[[], Transport] = Whole, participation: float = 1.0, **kept: object
+    title: str,
+    spec: NestedSpec | None = None,
+    *,
+    transport: Callable[[], Transport] = Whole,
+    participation: float = 1.0,
+    learned_scope: bool = True,
 ) -> Method:
-    spec = levels(**kept)  # type: ignore[arg-type]  # the keywords of `levels`
-    return Method(title=title, strategy=lambda: Nested(spec=spec), transport=transport, participation=participation)
+    return Method(
+        title=title,
+        strategy=lambda: Nested(spec=spec),
+        transport=transport,
+        participation=participation,
+        learned_scope=learned_scope,
+    )
+
+
+def _two_bits() -> Transport:
+    return FewBits(bits=2)
+
+
+def _two_bits_sealed() -> Transport:
+    return FewBits(bits=2, sealed_batch=SEALED_BATCH)
 
 
 METHODS: Mapping[str, Method] = {
-    "nested": Method(title="nested (default)", strategy=Nested),
+    "nested": _nested("nested (default)"),
     "local": Method(title="local only", strategy=LocalOnly),
     "fedavg": Method(title="FedAvg", strategy=FedAvg),
     "fedavg-ft": Method(title="FedAvg + fine-tune", strategy=lambda: FedAvg(tune_epochs=2), tunes=True),
@@ -98,25 +126,26 @@ METHODS: Mapping[str, Method] = {
     "ditto": Method(title="Ditto", strategy=Ditto),
     "fedala": Method(title="FedALA", strategy=FedAla),
     "fedrod": Method(title="FedRoD", strategy=FedRod),
-    "two-levels": _nested("two levels: private, global", middle=Scope.GLOBAL),
-    "two-regional": _nested("two levels: private, regional", middle=Scope.REGION, head=Scope.REGION),
-    "head-regional": _nested("three levels, head regional too", head=Scope.REGION),
-    "period-1-1-2": _nested("periods 1, 1, 2 (sum)", periods=(1, 1, 2)),
-    "period-1-2-4": _nested("periods 1, 2, 4 (sum)", periods=(1, 2, 4)),
-    "period-1-4-8": _nested("periods 1, 4, 8 (sum)", periods=(1, 4, 8)),
-    "period-1-2-4-mean": _nested("periods 1, 2, 4 (mean)", periods=(1, 2, 4), reduce="mean"),
-    "bits-2": _nested("2 bits", transport=lambda: FewBits(bits=2)),
-    "bits-2-sealed": _nested("2 bits, sealed", transport=lambda: FewBits(bits=2, sealed_batch=SEALED_BATCH)),
-    "bits-2-no-feedback": _nested("2 bits, no error feedback", transport=lambda: FewBits(bits=2, feedback=False)),
-    "bits-2-half": _nested(
-        "2 bits, half of the owners a version", transport=lambda: FewBits(bits=2), participation=0.5
+    "two-levels": _nested("two levels: private, global", levels(middle=Scope.GLOBAL)),
+    "two-regional": _nested(
+        "two levels: private, regional",
+        levels(middle=Scope.REGION, head=Scope.REGION, body=Scope.REGION),
+        learned_scope=False,
     ),
-    "bits-2-sync-2": _nested("2 bits, every 2nd version", transport=lambda: FewBits(bits=2), sync_every=2),
-    "bits-2-sync-4": _nested("2 bits, every 4th version", transport=lambda: FewBits(bits=2), sync_every=4),
+    "three-fixed": _nested("three levels, scope fixed", learned_scope=False),
+    "all-learned": _nested("every shared block's scope learned", blocks()),
+    "period-1-1-2": _nested("periods 1, 1, 2 (sum)", levels(periods=(1, 1, 2))),
+    "period-1-2-4": _nested("periods 1, 2, 4 (sum)", levels(periods=(1, 2, 4))),
+    "period-1-4-8": _nested("periods 1, 4, 8 (sum)", levels(periods=(1, 4, 8))),
+    "period-1-2-4-mean": _nested("periods 1, 2, 4 (mean)", levels(periods=(1, 2, 4), reduce="mean")),
+    "bits-2": _nested("2 bits", transport=_two_bits),
+    "bits-2-sealed": _nested("2 bits, sealed", transport=_two_bits_sealed),
+    "bits-2-no-feedback": _nested("2 bits, no error feedback", transport=lambda: FewBits(bits=2, feedback=False)),
+    "bits-2-half": _nested("2 bits, half of the owners a version", transport=_two_bits, participation=0.5),
+    "bits-2-sync-2": _nested("2 bits, every 2nd version", levels(sync_every=2), transport=_two_bits),
+    "bits-2-sync-4": _nested("2 bits, every 4th version", levels(sync_every=4), transport=_two_bits),
     "bits-2-sealed-sync-2": _nested(
-        "2 bits, sealed, every 2nd version",
-        transport=lambda: FewBits(bits=2, sealed_batch=SEALED_BATCH),
-        sync_every=2,
+        "2 bits, sealed, every 2nd version", levels(sync_every=2), transport=_two_bits_sealed
     ),
 }
 

@@ -48,7 +48,7 @@ PLANS: Mapping[str, tuple[Section, ...]] = {
         Section(
             title="What a regional level brings",
             scenes=("rotated", "renamed", "lighting", "dir-0.5", "dir-5"),
-            methods=(*_ALWAYS, "two-levels", "two-regional", "head-regional", "fedrep"),
+            methods=(*_ALWAYS, "three-fixed", "all-learned", "two-levels", "two-regional", "fedrep"),
         ),
         Section(
             title="Which period a level should have",

@@ -128,6 +128,7 @@ def _cohort(scene: Scene, method: Method, owners: Sequence[Owner], seed: int) ->
         server_learning_rate=scene.server_learning_rate,
         transport=method.transport(),
         participation=method.participation,
+        learned_scope=method.learned_scope,
     )
 
 
