@@ -27,8 +27,19 @@ import torch
 from _measure import finish
 from safetensors.numpy import load_file, save_file
 
-from nfl_core.learning import Cohort, LearningSettings, NestedModel, Owner, Samples, Strategy, create_model, state_of
-from nfl_core.learning.strategies import Ditto, FedAvg, FedRep
+from nfl_core.learning import (
+    Cohort,
+    Ditto,
+    FedAvg,
+    FedRep,
+    LearningSettings,
+    NestedModel,
+    Owner,
+    Samples,
+    Strategy,
+    create_model,
+    state_of,
+)
 from nfl_sim.data import load_images, share_out
 
 REPO = Path(__file__).resolve().parents[2]
@@ -83,7 +94,7 @@ def fluke_python() -> Path:
 
 def draw_owners(seed: int) -> dict[str, np.ndarray]:
     """Return `PLACE.SPLIT.AXIS` arrays; x float32 [N, 1, 28, 28] within [0, 1], y int64 [N]."""
-    data = load_images(REPO / ".nfl/data")
+    data = load_images(REPO / ".nfl/data/fashion-mnist")
     shares = share_out(
         data,
         num_owners=NUM_OWNERS,
