@@ -14,7 +14,7 @@ import torch
 from nfl_core.errors import ConfigError, ContentError
 from nfl_core.learning import create_model, schema_of
 from nfl_sim.tasks.navigation import TASK, data, drive, simulator
-from nfl_sim.tasks.navigation.data import Plan, digest_of_world, drive_and_record, load_seed, observe, plans_of
+from nfl_sim.tasks.navigation.data import Plan, ask_expert, digest_of_world, load_seed, observe, plans_of
 from nfl_sim.tasks.navigation.expert import Expert, actions_of
 from nfl_sim.tasks.navigation.model import LidarNet
 from nfl_sim.tasks.navigation.picture import picture
@@ -123,7 +123,7 @@ def test_samples_follow_from_the_seed_and_are_kept(tmp_path: Path, monkeypatch: 
     lines: list[str] = []
     first = load_seed(tmp_path / "a", seed=1, robots_per_family=1, say=lines.append)
     assert [owner.region for owner in first.owners] == list(FAMILIES)
-    assert lines[-1] == "navigation: 4 of 4 robots have driven"
+    assert lines[-1] == "navigation: 4 of 4 robots have samples"
     again, other = (load_seed(tmp_path / name, seed=seed, robots_per_family=1) for name, seed in (("b", 1), ("a", 2)))
     assert all(torch.equal(a.train.x, b.train.x) for a, b in zip(first.owners, again.owners, strict=True))
     assert not all(torch.equal(a.train.x, b.train.x) for a, b in zip(first.owners, other.owners, strict=True))
@@ -131,7 +131,7 @@ def test_samples_follow_from_the_seed_and_are_kept(tmp_path: Path, monkeypatch: 
     def never(*_: object, **__: object) -> None:
         raise AssertionError("driven again")
 
-    monkeypatch.setattr(data, "drive_and_record", never)
+    monkeypatch.setattr(data, "ask_expert", never)
     kept = load_seed(tmp_path / "a", seed=1, robots_per_family=1)
     assert all(torch.equal(a.test.y, b.test.y) for a, b in zip(first.owners, kept.owners, strict=True))
 
@@ -147,12 +147,19 @@ def test_a_cut_file_is_driven_again(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert torch.equal(first.owners[2].train.x, again.owners[2].train.x)
 
 
-def test_recorded_actions_are_the_expert_s() -> None:
+def test_samples_lie_about_the_expert_s_way_and_are_its_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data, "SCATTER_M", 0.0)
+    monkeypatch.setattr(data, "SCATTER_RAD", 0.0)
     plan = plans_of(0, robots_per_family=1)[2]
-    x, y = drive_and_record(plan, "train", num_samples=5)
+    x, y = ask_expert(plan, "train", num_samples=5)
     world = next(plan.worlds("train"))
-    assert y[0] == Expert(world, FAMILIES[plan.robot.family]).choose(world.start)
+    expert = Expert(world, FAMILIES[plan.robot.family])
+    way = expert.way(max_steps=100)
+    assert tuple(way[0]) == world.start
     assert x.shape == (5, *TASK.input_shape)
+    assert set(y.tolist()) <= {expert.choose(tuple(pose)) for pose in way}
+    distances = np.hypot(*(way[:, :2] - world.goal).T)
+    assert np.abs(x[:, 0, 0, NUM_BEAMS, None] * SIZE_M - distances).min(axis=1).max() < 1e-5
 
 
 def test_the_closed_loop_counts_arrivals_and_collisions() -> None:

@@ -1,8 +1,10 @@
 """Sixteen robots in four families of worlds, and what each saw its expert do.
 
-Every robot has worlds of its own for each split: no world, start or goal of `test` was in `train` or `holdout`. While
-the expert drives, now and then another action than its own is carried out, so that the samples show how to recover.
-What is recorded is always the expert's choice.
+Every robot has worlds of its own for each split: no world, start or goal of `test` was in `train` or `holdout`. It is
+put at places scattered about the expert's way through a world, scans there, and the expert says what to do: so the
+samples show how to recover, too.
+
+Source: noise about the expert's way, so that the learner meets its own mistakes: Laskey et al., DART, arXiv:1703.09327.
 
 Samples are drawn once for a seed and kept, one file a robot: an interrupted drawing goes on with the next robot.
 
@@ -28,19 +30,21 @@ from nfl_core.durable import make_folder, write_file
 from nfl_core.errors import TensorFileError
 from nfl_core.learning import Samples
 from nfl_core.tensors import read_tensors, write_tensors
-from nfl_sim.tasks.navigation.expert import NUM_ACTIONS, Expert, actions_of
+from nfl_sim.tasks.navigation.expert import Expert
 from nfl_sim.tasks.navigation.simulator import NUM_BEAMS, RANGE_M, Robot, Simulation
-from nfl_sim.tasks.navigation.worlds import FAMILIES, SIZE_M, World, make_world
+from nfl_sim.tasks.navigation.worlds import FAMILIES, ROBOT_RADIUS_M, SIZE_M, FloatArray, Pose, World, make_world
 from nfl_sim.tasks.task import TaskData, TaskOwner
 
 ROBOTS_PER_FAMILY = 4
-SPLITS = {"train": 300, "holdout": 50, "test": 120}  # samples of one robot
+SPLITS = {"train": 600, "holdout": 60, "test": 150}  # samples of one robot
 NUM_GOAL_FEATURES = 3
 NUM_INPUTS = NUM_BEAMS + NUM_GOAL_FEATURES
-SLIP_FRACTION = 0.15  # of the steps carry out an action drawn at random
+PLACES_PER_WORLD = 50
+SCATTER_M, SCATTER_RAD = 0.3, 0.6  # deviations of a place from the way
+LEAST_CLEARANCE_M = ROBOT_RADIUS_M + 0.02  # a robot cannot be put into a wall
 MAX_STEPS = 100  # of one episode; the expert needs some 50
 MAX_BYTES = 1 << 24
-FORMAT = 3  # of the kept files; rises with every change of worlds, expert or samples
+FORMAT = 4  # of the kept files; rises with every change of worlds, expert or samples
 _LOG = logging.getLogger(__name__)
 
 
@@ -99,8 +103,8 @@ def observe(simulation: Simulation, goal: tuple[float, float]) -> NDArray[np.flo
     return np.concatenate([1 - simulation.scan() / RANGE_M, aim]).astype(np.float32).reshape(1, 1, NUM_INPUTS)
 
 
-def drive_and_record(plan: Plan, split: str, *, num_samples: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Let the expert drive through a robot's worlds of one split until there are enough samples.
+def ask_expert(plan: Plan, split: str, *, num_samples: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Scan about the expert's ways through a robot's worlds of one split until there are enough samples.
 
     Returns:
         What was seen, float32 [N, 1, 1, 51], and what the expert chose, int64 [N], 0 to 9.
@@ -109,23 +113,26 @@ def drive_and_record(plan: Plan, split: str, *, num_samples: int) -> tuple[NDArr
         ContentError: IR-SIM is not installed.
     """
     family = FAMILIES[plan.robot.family]
-    actions_A2 = actions_of(family)
     generator = np.random.default_rng([1, *plan.seeds[split].generate_state(4)])
     seen, chosen = list[NDArray[np.float32]](), list[int]()
     for world in plan.worlds(split):
         expert = Expert(world, family)
         simulation = Simulation(world, plan.robot, seed=int(generator.integers(2**31)))
-        for _ in range(MAX_STEPS):
+        for pose in _places(world, expert.way(max_steps=MAX_STEPS), generator):
+            simulation.place(pose)
             seen.append(observe(simulation, world.goal))
-            chosen.append(expert.choose(simulation.pose))
+            chosen.append(expert.choose(pose))
             if len(chosen) == num_samples:
                 return np.stack(seen), np.array(chosen, np.int64)
-            slips = generator.random() < SLIP_FRACTION
-            speed, turn = actions_A2[int(generator.integers(NUM_ACTIONS)) if slips else chosen[-1]]
-            simulation.step(speed, turn)
-            if simulation.has_ended:
-                break
     raise AssertionError("worlds never end")
+
+
+def _places(world: World, way_S3: FloatArray, generator: np.random.Generator) -> Iterator[Pose]:
+    """Yield poses scattered about a way, those without room left out."""
+    picks_P3 = way_S3[generator.integers(len(way_S3), size=PLACES_PER_WORLD)]
+    poses_P3 = picks_P3 + generator.normal(0, (SCATTER_M, SCATTER_M, SCATTER_RAD), picks_P3.shape)
+    for x, y, heading in poses_P3[world.clearance(poses_P3[:, :2]) > LEAST_CLEARANCE_M]:
+        yield float(x), float(y), float(heading)
 
 
 def load(cache: Path, generator: np.random.Generator) -> TaskData:
@@ -158,7 +165,7 @@ def load_seed(
     for place, plan in enumerate(plans):
         splits = _read_or_draw(folder / f"{plan.robot.name}.safetensors", plan)
         owners.append(TaskOwner(name=plan.robot.name, region=plan.robot.family, **splits))
-        say(f"navigation: {place + 1} of {len(plans)} robots have driven")
+        say(f"navigation: {place + 1} of {len(plans)} robots have samples")
     return TaskData(owners=tuple(owners))
 
 
@@ -171,7 +178,7 @@ def _read_or_draw(path: Path, plan: Plan) -> dict[str, Samples]:
     try:
         arrays = read_tensors(path.read_bytes(), expected, max_bytes=MAX_BYTES)
     except (FileNotFoundError, TensorFileError):
-        drawn = {split: drive_and_record(plan, split, num_samples=num) for split, num in SPLITS.items()}
+        drawn = {split: ask_expert(plan, split, num_samples=num) for split, num in SPLITS.items()}
         arrays = {f"{split}.{axis}": pair[axis == "y"] for split, pair in drawn.items() for axis in "xy"}
         write_file(path, write_tensors(arrays))
     return {

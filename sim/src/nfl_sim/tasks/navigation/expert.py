@@ -23,6 +23,8 @@ TURNS = (-1.4, -0.6, 0.0, 0.6, 1.4)
 NUM_ACTIONS = 2 * len(TURNS)
 CELL_M = 0.1
 LOOK_S = np.arange(0.2, 1.01, 0.2)  # instants at which a rolled-out action is checked
+STEP_S = 0.2  # of one action
+CLOSE_M = 0.4  # so near is at the goal
 SPARE_M = 0.05  # beyond the robot's radius
 NEAR_COST = 3.0  # a way along a wall costs up to so much more than one with the site's margin
 AHEAD_M = 0.4  # the heading at the end counts by the place so far ahead
@@ -51,6 +53,18 @@ class Expert:
     def is_solvable(self) -> bool:
         """Whether a way leads from the start to the goal."""
         return bool(self.cost_to_go(np.array([self._world.start[:2]]))[0] < UNREACHABLE / 2)
+
+    def way(self, *, max_steps: int) -> FloatArray:
+        """Return the poses from the start on that the expert would drive through, [steps, 3], without a simulator."""
+        poses = [self._world.start]
+        while len(poses) < max_steps and np.hypot(*np.subtract(poses[-1][:2], self._world.goal)) > CLOSE_M:
+            x, y, heading = poses[-1]
+            speed, turn = self._actions_A2[self.choose(poses[-1])]
+            heading += float(turn) * STEP_S
+            poses.append(
+                (x + speed * STEP_S * float(np.cos(heading)), y + speed * STEP_S * float(np.sin(heading)), heading)
+            )
+        return np.array(poses)
 
     def choose(self, pose: Pose) -> int:
         """Return the index in `actions_of` of the best action at a pose."""

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nfl_core.errors import ContentError
+from nfl_sim.tasks.navigation.expert import CLOSE_M, STEP_S
 from nfl_sim.tasks.navigation.worlds import ROBOT_RADIUS_M, SIZE_M, WALL_M, FloatArray, Pose, World
 
 if TYPE_CHECKING:
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
 
 NUM_BEAMS = 48
 RANGE_M = 6.0
-STEP_S = 0.2
-GOAL_M = 0.4  # so near is arrived
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +81,7 @@ class Simulation:
     @property
     def has_arrived(self) -> bool:
         """Whether it is at the goal."""
-        return bool(np.hypot(*np.subtract(self.pose[:2], self._world.goal)) < GOAL_M)
+        return bool(np.hypot(*np.subtract(self.pose[:2], self._world.goal)) < CLOSE_M)
 
     @property
     def has_collided(self) -> bool:
@@ -100,6 +99,11 @@ class Simulation:
         It turns counter-clockwise, clockwise when it hangs.
         """
         return np.array(self._robot.lidar.range_data[:: self._turn], dtype=np.float64)
+
+    def place(self, pose: Pose) -> None:
+        """Put the robot somewhere and scan from there."""
+        self._robot.set_state(np.array(pose)[:, None])
+        self._robot.sensor_step()
 
     def step(self, speed: float, turn: float) -> None:
         """Drive for 0.2 s with a speed in metres a second and a turn in radians a second."""
