@@ -26,6 +26,8 @@ VERBS: tuple[tuple[str, ...], ...] = (
     ("device", "run"),
     ("device", "status"),
     ("config",),
+    ("model",),
+    ("model", "check"),
     ("doctor",),
 )
 

@@ -32,6 +32,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from nfl_core.errors import NotFoundError, SpecError
 from nfl_core.ids import NAME_PATTERN, Digest, canonical_json, digest_of
 
+USUAL_RATES = {"adam": 0.001, "adamw": 0.001, "m3": 0.0001}  # torch's default; for m3 as measured, see its docstring
 MAX_PERIOD = 1_000_000  # local steps; beyond it a level would never step in a device's life
 
 
@@ -167,10 +168,17 @@ class NestedSpec:
         return {name: levels[0] for name, levels in owners.items()}
 
     def advice(self) -> tuple[str, ...]:
-        """Name what is allowed but seldom meant: a slower level that fewer devices share."""
+        """Name what is allowed but seldom meant: a slower level that fewer devices share, a rate for another rule."""
         order = [Scope.PRIVATE, Scope.REGION, Scope.GLOBAL]
-        return tuple(
+        narrow = [
             f"{slow.name!r} ({slow.scope.value}) is slower than {fast.name!r} ({fast.scope.value}), yet fewer share it"
             for fast, slow in pairwise(self.levels)
             if order.index(slow.scope) < order.index(fast.scope)
-        )
+        ]
+        rates = [
+            f"{level.name!r} takes the fleet's learning rate, which is meant for sgd; "
+            f"{USUAL_RATES[level.optimizer]} is usual for {level.optimizer}"
+            for level in self.levels
+            if level.learning_rate is None and level.optimizer in USUAL_RATES
+        ]
+        return (*narrow, *rates)
