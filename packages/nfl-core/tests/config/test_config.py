@@ -138,6 +138,9 @@ def test_key_like_no_other_is_refused_without_a_guess(fleet_file: Path) -> None:
         ({"levels": '[{name = "a", params = ["*"], scope = "private", sync_every = 2}]'}, "private level 'a'"),
         ({"levels": "[]"}, "levels is [], expected"),
         ({"model.input_shape": "[1, 28]"}, "model.input_shape.2 is missing"),
+        ({"root.robust_over": "device"}, "root.robust_over is 'device' in privacy.mode 'sealed', where nobody sees"),
+        ({"root.robust": "krum"}, "root.robust is 'krum', expected: 'norm-bound'"),
+        ({"root.max_attacker_fraction": "0.5"}, "root.max_attacker_fraction is '0.5', expected: less than 0.5"),
     ],
 )
 def test_bad_value_is_named_with_what_was_expected(fleet_file: Path, overrides: dict[str, str], message: str) -> None:

@@ -157,6 +157,7 @@ class Fleet:
         self._past: list[NDArray[np.float32]] = []
         self._norms: Mapping[str, tuple[float, ...]] = {}
         self._shadow_P = np.zeros(self.schema.num_shared, np.float32)
+        self._rosters: list[list[int]] = []
         self._reputation = ReputationState()
         self.version = 0
 
@@ -170,13 +171,17 @@ class Fleet:
         )
 
     def run_version(self) -> VersionReport:
-        """Let everybody learn and send, make the next version, and let the honest merge it."""
+        """Let everybody learn and send, make the next version, and let everybody merge it."""
+        self.make_version()
+        return self._merge()
+
+    def make_version(self) -> NDArray[np.float32]:
+        """Let everybody learn and send, and return the next version's shared values, float32 [P], not merged yet."""
         scales_P = self._scales()
         sent = self._send(scales_P)
-        batches, rosters = self._batches(sent)
-        num_bad = sum(min(roster) < self.settings.num_attackers for roster in rosters)
+        batches, self._rosters = self._batches(sent)
         outcome = self._combine(batches)
-        self._observe(batches, rosters)
+        self._observe(batches, self._rosters)
         self._norms, moved_P = outcome.norms, outcome.moved[REGION]
         root = RootSection()
         self.shared_P, self._velocity_P = server_step(
@@ -188,7 +193,7 @@ class Fleet:
         )
         self._past.append(moved_P)
         self.version += 1
-        return self._merge(num_bad=num_bad, num_batches=len(batches))
+        return self.shared_P
 
     def models(self) -> list[tuple[NestedModel, OwnerSamples]]:
         """Return the models of all owners as they are, not copies, with their samples."""
@@ -295,7 +300,7 @@ class Fleet:
 
         return harm
 
-    def _merge(self, *, num_bad: int, num_batches: int) -> VersionReport:
+    def _merge(self) -> VersionReport:
         incoming = self.schema.unflatten(self.shared_P)
         accuracy, success, num_refused = [], [], 0
         for number, device in enumerate(self._devices):
@@ -322,7 +327,7 @@ class Fleet:
             accuracy=tuple(accuracy),
             num_refused=num_refused,
             success=float(np.mean(success)),
-            num_bad_batches=num_bad,
-            num_batches=num_batches,
+            num_bad_batches=sum(min(roster) < self.settings.num_attackers for roster in self._rosters),
+            num_batches=len(self._rosters),
             quarantined=self._quarantined(),
         )
