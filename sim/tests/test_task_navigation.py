@@ -87,6 +87,11 @@ def test_a_robot_drives_arrives_and_collides() -> None:
     assert not crash.has_arrived
 
 
+def test_a_discarded_simulation_leaves_nothing_for_the_collector_to_lock() -> None:
+    simulation = Simulation(EMPTY, ROBOT, seed=0)
+    assert not simulation._env.logger._finalizer.alive  # with it alive, a collection within loguru's lock hangs
+
+
 def test_without_the_simulator_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     real = builtins.__import__
 

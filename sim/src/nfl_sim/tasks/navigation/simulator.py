@@ -160,4 +160,8 @@ def _make(path: Path, seed: int) -> EnvBase:
             import irsim
     except ImportError as e:
         raise ContentError("IR-SIM is not installed", hint="run `pip install ir-sim`") from e
-    return irsim.make(str(path), headless=True, log_level="ERROR", seed=seed)
+    env: EnvBase = irsim.make(str(path), headless=True, log_level="ERROR", seed=seed)
+    # Else its finaliser does it whenever garbage is collected, and waits for ever when that is within loguru's own lock
+    # (seen with 2.12.0, while the next environment was made).
+    env.logger.close()
+    return env
