@@ -3,7 +3,7 @@
 A device that lies still sends integers that are masked, added and uncovered as a sum, and the root refuses a batch in
 which any value is beyond what its weight allows (`nfl_secure.secagg.unmask`). So beyond plus or minus one full step of
 the shared scale nothing arrives: with some 50,000 values, a device that goes further meets honest neighbours at their
-own limit somewhere, and its batch is dropped by name.
+own limit somewhere, and its batch is dropped by name. (It can go further at a few values and be lucky; not modelled.)
 
 `Channel(bits=None)` is the control without quantiser and clip: what arrives is what was wished.
 

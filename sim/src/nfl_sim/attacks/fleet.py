@@ -1,8 +1,9 @@
 """A sealed fleet in one process, some of whose devices attack it: real training, egress range, batches, rules, merges.
 
-    fleet = Fleet(owners, model=model, settings=FleetSettings(rule="dnc", ...), attack=ATTACKS["sign-flip"], seed=1)
+    settings = FleetSettings(rule="dnc", batch_size=2)
+    fleet = Fleet(owners, shadow=shadow, settings=settings, attack=ATTACKS["sign-flip"], seed=1)
     for _ in range(10):
-        print(fleet.run_version().mean_accuracy)
+        print(np.mean(fleet.run_version().accuracy))
 
 What is real: micro-updates, displacements, quantiser and error feedback, batches with rosters drawn anew each round,
 the product's rule and server step, the device's merge. What is left out because it does not change the numbers that are

@@ -35,9 +35,9 @@ from numpy.typing import NDArray
 from nfl_core.errors import ConfigError, DeltaError
 
 BLOCK = 1 << 16  # values of each vector that are in memory as float64 at a time: half a megabyte
-WEISZFELD_STEPS = 64  # each costs n * n; from 8 on the result moves by less than a quantiser step
+WEISZFELD_STEPS = 64  # each costs n * n, nothing beside reading the vectors once
 SMOOTHING = 1e-3  # of the smallest ball with half of the vectors: one that is the middle must not divide by zero
-DNC_FACTOR = 1.5  # times num_bad are dropped; the paper's filter fraction lies between 0.5 and 1.5
+DNC_FACTOR = 1.5  # times num_bad are dropped: a good one that goes costs less than a bad one that stays
 Vector = NDArray[np.float32] | NDArray[np.float64]
 Rows = Sequence[Vector] | NDArray[np.float32] | NDArray[np.float64]
 Weights = NDArray[np.float64]
