@@ -18,6 +18,12 @@ def test_the_defaults_of_the_fleet_file_are_the_defaults_here() -> None:
     assert LearningSettings.of(LearningSection()) == LearningSettings()
 
 
+def test_a_refit_grows_with_the_samples_and_can_be_left_out() -> None:
+    settings = LearningSettings(batch_size=32, refit_steps=20, refit_passes=2.0)
+    assert [settings.num_refit_steps(num) for num in (1, 300, 321, 3200)] == [20, 20, 21, 200]
+    assert LearningSettings(refit_steps=0, refit_passes=2.0).num_refit_steps(3200) == 0
+
+
 @pytest.mark.parametrize(
     "make",
     [
@@ -25,6 +31,7 @@ def test_the_defaults_of_the_fleet_file_are_the_defaults_here() -> None:
         lambda: LearningSettings(refit_learning_rate=-1),
         lambda: LearningSettings(batch_size=0),
         lambda: LearningSettings(refit_steps=-1),
+        lambda: LearningSettings(refit_passes=-1.0),
         lambda: LearningSettings(merge_tolerance=-0.1),
         lambda: LearningSettings(merge_alphas=()),
         lambda: LearningSettings(merge_alphas=(0.5, 1.0)),

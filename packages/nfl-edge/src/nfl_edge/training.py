@@ -195,6 +195,7 @@ def _settings(section: LearningSection) -> LearningSettings:
         batch_size=section.batch_size,
         epochs_per_update=section.epochs_per_update,
         refit_steps=section.refit_steps,
+        refit_passes=section.refit_passes,
     )
 
 

@@ -141,6 +141,7 @@ def merge(
         raise LearningError(
             f"merge got {len(holdout.y)} holdout and {len(train.y)} training samples, expected some of both"
         )
+    num_refit_steps = settings.num_refit_steps(len(train.y))
     before = score(module, holdout.x, holdout.y)
     old = state_of(module)
     shock = 0.0
@@ -157,7 +158,7 @@ def merge(
         refit(
             shadow,
             cache_features(shadow, train.x, train.y),
-            num_steps=settings.refit_steps,
+            num_steps=num_refit_steps,
             batch_size=settings.batch_size,
             learning_rate=settings.refit_learning_rate,
             generator=generator,
@@ -175,7 +176,7 @@ def merge(
         loss_after=after.loss,
         accuracy_before=before.accuracy,
         accuracy_after=after.accuracy,
-        refit_steps=settings.refit_steps if accepted else 0,
+        refit_steps=num_refit_steps if accepted else 0,
         num_trials=len(trials),
     )
 

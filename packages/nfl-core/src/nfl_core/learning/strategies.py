@@ -113,6 +113,11 @@ class Strategy:
         load_state(member.module, incoming, partial=True)
         member.learner.accept()
 
+    def base(self, member: Member, incoming: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
+        """Return from where the next displacement of the tensors in `incoming` is measured: from what was accepted."""
+        now = state_of(member.module)
+        return {name: now[name] for name in incoming}
+
     def current(self, member: Member) -> NestedModel:
         """Return the personal model as it is, for scoring only."""
         return member.module
@@ -184,7 +189,7 @@ class FedPer(Strategy):
         refit(
             module,
             cache_features(module, member.train.x, member.train.y),
-            num_steps=settings.refit_steps,
+            num_steps=settings.num_refit_steps(len(member.train.y)),
             batch_size=settings.batch_size,
             learning_rate=settings.refit_learning_rate,
             generator=torch.Generator().manual_seed(member.place),
@@ -281,6 +286,9 @@ class FedAla(Strategy):
         parameters = {name: p for name, p in member.module.named_parameters() if name in old}
         start = {name: torch.from_numpy(array) for name, array in old.items()}
         way = {name: torch.from_numpy(incoming[name]) - start[name] for name in old}
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                parameter.copy_(start[name] + way[name] * mixing[name])
         for _ in range(self.first_passes if first else 1):
             for batch in torch.split(torch.arange(num), member.learner.settings.batch_size):
                 loss = cross_entropy(member.module.generic(cache.z[batch]), cache.y[batch])
@@ -290,6 +298,11 @@ class FedAla(Strategy):
                         mixing[name].sub_(self.rate * gradient * way[name]).clamp_(0.0, 1.0)
                         parameter.copy_(start[name] + way[name] * mixing[name])
         member.learner.accept()
+
+    def base(self, member: Member, incoming: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
+        """Return what was published: the server averages models, wherever they started from."""
+        del member
+        return dict(incoming)
 
 
 class FedRod(Strategy):
@@ -316,7 +329,8 @@ class Nested(Strategy):
 
     def train(self, member: Member) -> int:
         """Spend all passes at once, then refit."""
-        return member.update(epochs=member.epochs, refit_steps=member.learner.settings.refit_steps)
+        num_steps = member.learner.settings.num_refit_steps(len(member.train.y))
+        return member.update(epochs=member.epochs, refit_steps=num_steps)
 
     def receive(self, member: Member, incoming: Mapping[str, FloatArray]) -> None:
         """Take the new levels and refit the private head on what they see."""
@@ -325,7 +339,7 @@ class Nested(Strategy):
         refit(
             member.module,
             cache_features(member.module, member.train.x, member.train.y),
-            num_steps=settings.refit_steps,
+            num_steps=settings.num_refit_steps(len(member.train.y)),
             batch_size=settings.batch_size,
             learning_rate=settings.refit_learning_rate,
             generator=member.learner.generator,

@@ -94,7 +94,7 @@ def micro_update(
         load_state(learner.module, weights)
         learner.load_state_dict(before)
         raise
-    num_refit_steps = settings.refit_steps if refit_steps is None else refit_steps
+    num_refit_steps = settings.num_refit_steps(len(y)) if refit_steps is None else refit_steps
     if num_refit_steps:
         refit(
             learner.module,
