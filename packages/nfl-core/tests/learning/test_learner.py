@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from nfl_core.errors import LearningError
-from nfl_core.learning import LearnerState, LearningSettings, NestedLearner, NestedModel, Samples, joint_loss, state_of
+from nfl_core.learning import LearnerState, LearningSettings, NestedLearner, NestedModel, Samples, state_of
 from nfl_core.levels import Level, NestedSpec, Scope
 
 MakeModel = Callable[..., NestedModel]
@@ -41,38 +41,6 @@ def observe(learner: NestedLearner, batches: Sequence[Samples]) -> None:
 def same(one: NestedModel, two: NestedModel) -> bool:
     a, b = state_of(one), state_of(two)
     return all(a[name].tobytes() == b[name].tobytes() for name in a)
-
-
-def gradients_of(module: NestedModel, batch: Samples) -> dict[str, torch.Tensor]:
-    parameters = dict(module.named_parameters())
-    found = torch.autograd.grad(joint_loss(module, batch.x, batch.y, PRIOR), list(parameters.values()))
-    return dict(zip(parameters, found, strict=True))
-
-
-@pytest.mark.parametrize("num_batches", [4, 3, 1])
-def test_a_slow_step_is_one_step_on_the_sum_of_its_gradients(
-    make_model: MakeModel, make_samples: MakeSamples, num_batches: int
-) -> None:
-    """Four batches fill the chunk; three and one are partial chunks that flush applies."""
-    batches = [make_samples(8, seed) for seed in range(num_batches)]
-    module, reference = make_model(), make_model()
-    observe(learner := learner_of(module, spec_of(1, 1, 4)), batches)
-    if num_batches < 4:
-        assert np.array_equal(state_of(module)["body.0.weight"], state_of(reference)["body.0.weight"])
-    learner.flush()
-    sums: dict[str, torch.Tensor] = {}
-    for batch in batches:
-        for name, gradient in gradients_of(reference, batch).items():
-            fast = not name.startswith(("body.", "head."))
-            sums[name] = sums[name] + gradient if name in sums else gradient.clone()
-            if fast:
-                with torch.no_grad():
-                    reference.get_parameter(name).sub_(gradient, alpha=0.05)
-    with torch.no_grad():
-        for name, total in sums.items():
-            if name.startswith(("body.", "head.")):
-                reference.get_parameter(name).sub_(total, alpha=0.05)
-    assert same(module, reference)
 
 
 def test_a_flush_without_an_open_chunk_changes_nothing(make_model: MakeModel, make_samples: MakeSamples) -> None:

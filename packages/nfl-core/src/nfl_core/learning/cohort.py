@@ -169,8 +169,7 @@ class Cohort:
             for member, owner in zip(self.members, self.owners, strict=True):
                 incoming = {tensor.name: self.published[owner.region][tensor.name] for tensor in due}
                 self.strategy.receive(member, incoming)
-                now = state_of(member.module)
-                member.accepted.update({tensor.name: now[tensor.name] for tensor in due})
+                member.accepted.update(self.strategy.base(member, incoming))
         cpu_s += time.process_time() - started
         return RoundReport(
             after_local=after_local,
