@@ -55,7 +55,7 @@ class LearningSection(_Section):
         default=20, ge=0, description="least steps of the fast level on cached features after a merge; 0: none"
     )
     refit_passes: float = Field(
-        default=2.0, ge=0, allow_inf_nan=False, description="passes over the cached features, where they are more steps"
+        default=0.75, ge=0, allow_inf_nan=False, description="passes over the cached features, where they are more steps"
     )
     learning_rate: float = Field(default=0.05, gt=0, allow_inf_nan=False)
     holdout_fraction: float = Field(default=0.15, gt=0, lt=1)
