@@ -34,7 +34,16 @@ from nfl_core.learning import (
     micro_update,
     state_of,
 )
-from nfl_core.learning.distil import UNLABELLED, DistilSettings, Ensemble, Lessons, ModelTeacher, ask, teach
+from nfl_core.learning.distil import (
+    UNLABELLED,
+    DistilSettings,
+    Ensemble,
+    EpochReport,
+    Lessons,
+    ModelTeacher,
+    ask,
+    teach,
+)
 from nfl_sim.data import DataSet, share_out
 
 HIDDEN = 384
@@ -104,6 +113,8 @@ class Size:
         num_test: Images that score everything.
         teacher_epochs: Passes of the teacher over them and their mirror images.
         student_epochs: The same of every student.
+        batch_size: Of the way down; few images need small batches to be learned from in few passes.
+        max_shift: Pixels by which images are moved; pays when there are many passes.
         num_owners: Owners of the way up.
         images_per_owner: Their training images, on average.
         rounds: Federated averaging before the last local update.
@@ -117,6 +128,8 @@ class Size:
     num_test: int
     teacher_epochs: int
     student_epochs: int
+    batch_size: int
+    max_shift: int
     num_owners: int
     images_per_owner: int = 300
     rounds: int = 3
@@ -126,8 +139,19 @@ class Size:
     concentration: float = 0.5
 
 
-SMALL = Size(num_train=8000, num_test=4000, teacher_epochs=3, student_epochs=6, num_owners=10, num_proxy=3000)
-FULL = Size(num_train=60000, num_test=10000, teacher_epochs=4, student_epochs=6, num_owners=20)
+SMALL = Size(
+    num_train=6000,
+    num_test=4000,
+    teacher_epochs=5,
+    student_epochs=7,
+    batch_size=64,
+    max_shift=0,
+    num_owners=10,
+    num_proxy=2500,
+)
+FULL = Size(
+    num_train=60000, num_test=10000, teacher_epochs=4, student_epochs=6, batch_size=128, max_shift=2, num_owners=20
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -169,8 +193,10 @@ def make_teacher(split: Split, *, size: Size, seed: int, say: Say = lambda _: No
         torch.manual_seed(seed)
         teacher = wide_cnn(NUM_CLASSES, SHAPE)
     x, y = mirrored(split.x), np.tile(split.y, 2)
-    settings = DistilSettings(epochs=size.teacher_epochs, batch_size=128, teacher_weight=0, max_shift=2)
-    teach(teacher, _labels_alone(x, y), settings=settings, seed=seed, on_epoch=lambda one: say(f"teacher: {one}"))
+    settings = DistilSettings(
+        epochs=size.teacher_epochs, batch_size=size.batch_size, teacher_weight=0, max_shift=size.max_shift
+    )
+    teach(teacher, _labels_alone(x, y), settings=settings, seed=seed, on_epoch=_told(say))
     return teacher
 
 
@@ -192,7 +218,11 @@ def downwards(
     few[known] = split.y[known]
     answers = ask(ModelTeacher(teacher), x, y=y)
     settings = DistilSettings(
-        epochs=size.student_epochs, batch_size=128, learning_rate=3e-3, temperature=4.0, max_shift=2
+        epochs=size.student_epochs,
+        batch_size=size.batch_size,
+        learning_rate=3e-3,
+        temperature=4.0,
+        max_shift=size.max_shift,
     )
     alone = replace(settings, teacher_weight=0.0)
     longer = replace(alone, epochs=round(settings.epochs / FEW_FRACTION))  # fewer images, as many steps
@@ -243,6 +273,10 @@ def upwards(data: DataSet, split: Split, *, size: Size, seed: int, say: Say = la
 def mirrored(x_NCHW: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return the images and behind them their mirror images, float32 [2 N, C, H, W]."""
     return np.ascontiguousarray(np.concatenate([x_NCHW, x_NCHW[..., ::-1]]))
+
+
+def _told(say: Say) -> Callable[[EpochReport], None]:
+    return lambda one: say(f"teacher: epoch {one.epoch} of {one.num_epochs}, loss {one.loss:.3f}")
 
 
 def _labels_alone(x: NDArray[np.float32], y: NDArray[np.int64]) -> Lessons:
