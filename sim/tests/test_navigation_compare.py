@@ -9,7 +9,9 @@ import pytest
 from nfl_core.learning import create_model, schema_of
 from nfl_core.levels import Scope
 from nfl_sim.tasks.navigation import TASK, compare
-from nfl_sim.tasks.navigation.compare import EXPERT, METHODS, Row, all_regional, run, table
+from nfl_sim.tasks.navigation.compare import EXPERT, METHODS, Row, Trained, all_regional, draw, run, table
+from nfl_sim.tasks.navigation.data import plans_of
+from nfl_sim.tasks.navigation.drive import expert_of
 
 
 def _row(method: str, seed: int, accuracies: tuple[float, ...] = (0.5, 0.7)) -> Row:
@@ -57,3 +59,23 @@ def test_the_compared_specs_fit_the_model() -> None:
         schema_of(module, make().spec)
     scopes = {level.scope for level in all_regional().levels}
     assert scopes == {Scope.PRIVATE, Scope.REGION}
+
+
+def test_the_picture_is_of_a_world_where_one_arrives_and_the_other_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plans_of(0)[0]
+    still, expert = (lambda *_: 2), expert_of(plan)
+    drivers = {"nested": expert, "local only": still}
+
+    def trained(method: str, *, cache: Path, seed: int) -> Trained:
+        return Trained(accuracies=(), policies=(drivers[method],) * 16, update_cpu_s=0.0, update_wall_s=0.0)
+
+    monkeypatch.setattr(compare, "train", trained)
+    monkeypatch.setattr(compare, "plans_of", lambda _: (plan,))
+    path = tmp_path / "way.svg"
+    assert draw(path, cache=tmp_path, seed=0, num_episodes=1) == plan.robot.name
+    assert "nested: arrives" in path.read_text()
+    assert "local only: is late" in path.read_text() or "local only: collides" in path.read_text()
+    drivers["nested"] = still
+    assert draw(path, cache=tmp_path, seed=0, num_episodes=1) is None

@@ -16,7 +16,7 @@ TASK = Task(
     num_classes=NUM_ACTIONS,
     input_shape=(1, 1, NUM_INPUTS),
     spec=default_spec(),
-    settings=LearningSettings(learning_rate=0.1, refit_learning_rate=0.1, batch_size=32, epochs_per_update=2),
+    settings=LearningSettings(learning_rate=0.2, refit_learning_rate=0.2, batch_size=32, epochs_per_update=2),
     rounds=6,
     load=load,
 )

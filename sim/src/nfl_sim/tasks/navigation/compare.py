@@ -26,6 +26,7 @@ from nfl_sim.tasks.measure import TUNE_EPOCHS, in_one_region, maker
 from nfl_sim.tasks.navigation import TASK
 from nfl_sim.tasks.navigation.data import load_seed, plans_of
 from nfl_sim.tasks.navigation.drive import Policy, drive, expert_of, policy_of
+from nfl_sim.tasks.navigation.picture import picture
 
 EXPERT = "expert"
 
@@ -49,6 +50,16 @@ class Row:
     accuracies: tuple[float, ...]
     successes: tuple[float, ...]
     collisions: tuple[float, ...]
+    update_cpu_s: float
+    update_wall_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trained:
+    """What a method made of all robots: test accuracies, drivers, and what one robot's round cost."""
+
+    accuracies: tuple[float, ...]
+    policies: tuple[Policy, ...]
     update_cpu_s: float
     update_wall_s: float
 
@@ -88,9 +99,15 @@ def run_one(method: str, *, cache: Path, seed: int, num_episodes: int, rounds: i
     Raises:
         ContentError: IR-SIM is not installed.
     """
-    plans = plans_of(seed)
     if method == EXPERT:
-        return _row(method, seed, (), [expert_of(plan) for plan in plans], num_episodes, (0.0, 0.0))
+        return _row(method, seed, (), [expert_of(plan) for plan in plans_of(seed)], num_episodes, (0.0, 0.0))
+    trained = train(method, cache=cache, seed=seed, rounds=rounds)
+    costs = (trained.update_cpu_s, trained.update_wall_s)
+    return _row(method, seed, trained.accuracies, trained.policies, num_episodes, costs)
+
+
+def train(method: str, *, cache: Path, seed: int, rounds: int = TASK.rounds) -> Trained:
+    """Train one method's robots; arguments and errors as for `run_one`."""
     data = load_seed(cache, seed=seed)
     cohort = Cohort(
         maker(TASK, seed=seed),
@@ -103,9 +120,13 @@ def run_one(method: str, *, cache: Path, seed: int, num_episodes: int, rounds: i
     for number in range(1, rounds + 1):
         report = cohort.run_round(scored=number == rounds)
         cpu_s += report.cpu_s
-    costs = (cpu_s / rounds / len(plans), (time.perf_counter() - started) / rounds / len(plans))
-    policies = [policy_of(cohort.strategy.answer(member)) for member in cohort.members]
-    return _row(method, seed, report.after_merge, policies, num_episodes, costs)
+    num_updates = rounds * len(cohort.members)
+    return Trained(
+        accuracies=report.after_merge,
+        policies=tuple(policy_of(cohort.strategy.answer(member)) for member in cohort.members),
+        update_cpu_s=cpu_s / num_updates,
+        update_wall_s=(time.perf_counter() - started) / num_updates,
+    )
 
 
 def _row(
@@ -171,6 +192,21 @@ def run(out: Path, *, cache: Path, seeds: Sequence[int], methods: Sequence[str],
     return rows
 
 
+def draw(path: Path, *, cache: Path, seed: int, num_episodes: int) -> str | None:
+    """Draw the first test world in which nested learning arrives and local-only does not; return the robot's name.
+
+    It is picked to show the difference: how often there is one says the table. None when there is no such world.
+    """
+    ways = {method: train(method, cache=cache, seed=seed).policies for method in ("nested", "local only")}
+    for place, plan in enumerate(plans_of(seed)):
+        found = {name: drive(policies[place], plan, num_episodes=num_episodes) for name, policies in ways.items()}
+        for nested, local in zip(found["nested"].episodes, found["local only"].episodes, strict=True):
+            if nested.arrived and not local.arrived:
+                write_file(path, picture({"nested": nested, "local only": local}).encode("ascii"), mode=0o644)
+                return plan.robot.name
+    return None
+
+
 def main() -> None:
     """Run and print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -178,9 +214,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--methods", nargs="+", default=[EXPERT, *METHODS], choices=[EXPERT, *METHODS])
-    parser.add_argument("--episodes", type=int, default=4)
+    parser.add_argument("--episodes", type=int, default=3)
+    parser.add_argument("--draw", type=Path, help="only draw an episode with the first seed, into this SVG file")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
+    if chosen.draw:
+        robot = draw(chosen.draw, cache=chosen.cache, seed=chosen.seeds[0], num_episodes=chosen.episodes)
+        sys.stdout.write(f"{robot or 'no such episode'}\n")
+        return
     rows = run(chosen.out, cache=chosen.cache, seeds=chosen.seeds, methods=chosen.methods, num_episodes=chosen.episodes)
     sys.stdout.write(table(rows) + "\n")
 
