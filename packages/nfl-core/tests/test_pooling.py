@@ -68,7 +68,12 @@ def test_a_region_keeps_its_own_when_nothing_tells_chance_from_difference() -> N
     steps, share = pool({"a": [one], "b": [two], "nobody": []})
     assert share == 1.0
     assert steps["a"].tolist() == [1.0] * 3
-    np.testing.assert_allclose(steps["nobody"], np.full(3, 2 / 3))
+    assert not steps["nobody"].any()
+    steps, share = pool({**fleet(0.0, seed=0), "nobody": []})
+    assert share < 0.25
+    np.testing.assert_allclose(
+        steps["nobody"], (1 - share) * np.mean([u.mean_P for us in fleet(0.0, seed=0).values() for u in us], axis=0)
+    )
 
 
 def test_nobody_and_weightless_units_are_named() -> None:

@@ -91,3 +91,36 @@ def test_the_server_step_with_rate_one_and_no_momentum_is_plain_averaging() -> N
     new, velocity = server_step(new, moved, velocity, learning_rate=1.0, momentum=0.5)
     assert velocity.tolist() == [0.75, -0.75]
     assert new.tolist() == [2.25, 0.75]
+
+
+def _noisy(name: str, region: RegionId, *, centre: float, seed: int) -> Measured:
+    generator = np.random.default_rng(seed)
+    mean_P = (centre + generator.normal(size=SCHEMA.num_shared)).astype(np.float32)
+    return Measured(batch_id=BatchId(name), region=region, mean_P=mean_P, weight=1, staleness=0)
+
+
+@pytest.mark.parametrize(("apart", "low", "high"), [(0.0, 0.0, 0.6), (10.0, 0.95, 1.0)])
+def test_a_learned_scope_pools_regions_that_are_alike(apart: float, low: float, high: float) -> None:
+    batches = [_noisy(f"n{i}", NORTH, centre=0.0, seed=i) for i in range(4)]
+    batches += [_noisy(f"s{i}", SOUTH, centre=apart, seed=10 + i) for i in range(4)]
+    apart_moved = fold(batches, regions=[NORTH, SOUTH])
+    outcome = combine_batches(
+        batches,
+        schema=SCHEMA,
+        regions=[NORTH, SOUTH, RegionId("empty")],
+        rule="mean",
+        max_attacker_fraction=0.0,
+        remembered={},
+        learned_scope=True,
+    )
+    share = outcome.own_shares["skill"]
+    assert low <= share <= high
+    common = np.mean([batch.mean_P[MIDDLE] for batch in batches], axis=0)
+    for region in (NORTH, SOUTH):
+        expected = common + share * (apart_moved[region][MIDDLE] - common)
+        np.testing.assert_allclose(
+            outcome.moved[region][MIDDLE], expected, atol=1e-5
+        )  # a few float32 roundings near 10
+        assert outcome.moved[region][BODY].tobytes() == apart_moved[region][BODY].tobytes()
+    empty = outcome.moved[RegionId("empty")]
+    np.testing.assert_allclose(empty[MIDDLE], (1 - share) * common, atol=1e-5)

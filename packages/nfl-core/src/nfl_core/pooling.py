@@ -62,7 +62,7 @@ def own_share(regions: Mapping[str, Sequence[Unit]]) -> float:
 def pool(regions: Mapping[str, Sequence[Unit]]) -> tuple[dict[str, NDArray[np.float64]], float]:
     """Return each region's step, float64 [P], and the own share that made it.
 
-    A region without units gets the common mean.
+    A region without units takes of the common mean what is not regions' own.
 
     Raises:
         DeltaError: Nobody has a unit, or a weight is not above 0.
@@ -73,7 +73,7 @@ def pool(regions: Mapping[str, Sequence[Unit]]) -> tuple[dict[str, NDArray[np.fl
     share = own_share(regions)
     common_P = _mean(everybody)
     steps = {
-        region: common_P + share * (_mean(units) - common_P) if units else common_P.copy()
+        region: common_P + share * (_mean(units) - common_P) if units else (1.0 - share) * common_P
         for region, units in regions.items()
     }
     return steps, share

@@ -220,6 +220,7 @@ class Brain:
             max_attacker_fraction=self._config.root.max_attacker_fraction,
             remembered=state.norms,
             shadow_P=shadow_P,
+            learned_scope=self._config.root.learned_scope,
         )
         names = sorted(batch.batch_id for batch in chosen)
         candidate_id = digest_of("|".join((str(content.version), *names)).encode())[:32]
@@ -257,6 +258,8 @@ class Brain:
         state.buffer = []
 
     def _tell_outcome(self, outcome: Outcome) -> None:
+        for level, share in outcome.own_shares.items():
+            self._store.tell("scope-learned", level=level, own_share=round(share, 4))
         for part in outcome.bounded:
             self._store.tell(
                 "batch-bounded", batch=part.batch_id, scope=part.scope.value, norm=part.norm, bound=part.bound

@@ -55,7 +55,10 @@ class LearningSection(_Section):
         default=20, ge=0, description="least steps of the fast level on cached features after a merge; 0: none"
     )
     refit_passes: float = Field(
-        default=0.75, ge=0, allow_inf_nan=False, description="passes over the cached features, where they are more steps"
+        default=0.75,
+        ge=0,
+        allow_inf_nan=False,
+        description="passes over the cached features, where they are more steps",
     )
     learning_rate: float = Field(default=0.05, gt=0, allow_inf_nan=False)
     holdout_fraction: float = Field(default=0.15, gt=0, lt=1)
@@ -132,6 +135,9 @@ class RootSection(_Section):
     )
     robust_over: Literal["batch", "device"] = Field(
         default="batch", description="what the rule compares; single devices are not seen in sealed mode"
+    )
+    learned_scope: bool = Field(
+        default=True, description="pool regional levels as far as regions are alike; false: each region for itself"
     )
     max_attacker_fraction: float = Field(
         default=0.1, ge=0, lt=0.5, allow_inf_nan=False, description="of the devices, that the rule has to stand"

@@ -5,6 +5,7 @@ Rules of this module:
 * a bad device makes its whole batch bad. So of N contributions with a fraction a of attackers, floor(a * N) batches may
   be bad, if rosters are drawn anew each round;
 * global levels are combined over all batches, regional ones over the region's own; a region without a batch stays;
+* with a learned scope, regional levels are drawn towards the fleet's as far as regions are alike (`aggregate.scope`);
 * a rule never pretends: where so many batches may be bad that it cannot tell, it does what it can and says so in
   `Outcome.degraded`. One or two batches are averaged, after the bound, because there is no middle of two;
 * `mean` bounds nothing; all others bound the norms first;
@@ -27,6 +28,7 @@ from nfl_cluster.aggregate.buffer import Measured
 from nfl_cluster.aggregate.robust.norms import Bounded, bound_norms
 from nfl_cluster.aggregate.robust.rules import RULES, Rule, check
 from nfl_cluster.aggregate.robust.trust import agreement
+from nfl_cluster.aggregate.scope import pool_regions
 from nfl_core.errors import ConfigError
 from nfl_core.ids import RegionId
 from nfl_core.levels import Scope
@@ -60,12 +62,14 @@ class Outcome:
         bounded: Which parts of which batches were pushed down.
         degraded: Where the rule promises less than it was asked for.
         norms: Norms to remember, by scope, newest last.
+        own_shares: By regional level, how much of it was the regions' own, 0 to 1; empty unless scope is learned.
     """
 
     moved: Mapping[RegionId, NDArray[np.float32]]
     bounded: tuple[Bounded, ...]
     degraded: tuple[Degraded, ...]
     norms: Mapping[str, tuple[float, ...]]
+    own_shares: Mapping[str, float]
 
 
 def combine_batches(
@@ -77,6 +81,7 @@ def combine_batches(
     max_attacker_fraction: float,
     remembered: Mapping[str, Sequence[float]],
     shadow_P: NDArray[np.float32] | None = None,
+    learned_scope: bool = False,
 ) -> Outcome:
     """Combine batches by a rule, scope by scope.
 
@@ -88,6 +93,7 @@ def combine_batches(
         max_attacker_fraction: Of the devices, in [0, 0.5).
         remembered: `norms` of the last outcome; empty at first.
         shadow_P: The root's shadow update, float32 [P]; for `SHADOW_TRUST`.
+        learned_scope: Let regional levels be pooled as far as regions are alike.
 
     Raises:
         ConfigError: There is no such rule.
@@ -110,7 +116,12 @@ def combine_batches(
         moved[region] = shared_P.copy()
         own = [number for number, batch in enumerate(batches) if batch.region == region]
         mixer.mix([batches[n] for n in own], weights_n[own], moved[region], scope=Scope.REGION, region=region)
-    return Outcome(moved=moved, bounded=bounded, degraded=tuple(mixer.degraded), norms=norms)
+    own_shares: dict[str, float] = {}
+    if learned_scope and schema.slices(Scope.REGION):
+        common_P = np.zeros(schema.num_shared, np.float32)
+        mixer.mix(batches, weights_n, common_P, scope=Scope.REGION, region="")
+        moved, own_shares = pool_regions(moved, common_P, batches=batches, weights_n=weights_n, schema=schema)
+    return Outcome(moved=moved, bounded=bounded, degraded=tuple(mixer.degraded), norms=norms, own_shares=own_shares)
 
 
 class _Mixer:
