@@ -119,7 +119,6 @@ def methods(task: Task, data: TaskData) -> dict[str, Strategy]:
     """Return what is compared; two levels against three only where there are regions."""
     compared: dict[str, Strategy] = {
         "local only": LocalOnly(),
-        "FedAvg": FedAvg(),
         "FedAvg, fine-tuned": FedAvg(tune_epochs=TUNE_EPOCHS),
         "nested": Nested(spec=task.spec),
     }
