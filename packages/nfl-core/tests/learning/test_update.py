@@ -128,6 +128,20 @@ def test_a_diverging_update_is_an_error_and_leaves_everything_as_it_was(
     assert learner.state_dict().text == state.text
 
 
+def test_weights_that_overflow_in_the_last_step_are_an_error_too(
+    make_model: MakeModel, make_samples: MakeSamples
+) -> None:
+    """The loss is looked at before a step, so the last step needs a look of its own."""
+    data, module = make_samples(50), make_model()
+    learner = learner_of(module)
+    learner.pace({level.name: 1e45 for level in learner.spec.levels})
+    weights, state = state_of(module), learner.state_dict()
+    with pytest.raises(LearningError, match="is not finite after 1 steps"):
+        micro_update(learner, data.x, data.y, prior=PRIOR, epochs=1, batch_size=50)
+    assert all(np.array_equal(weights[name], array) for name, array in state_of(module).items())
+    assert learner.state_dict().text == state.text
+
+
 def test_scales_are_deviations_and_never_zero() -> None:
     moved = {"a": np.array([3.0, -4.0], np.float32), "b": np.zeros((2, 2), np.float32)}
     assert deviation_scales(moved, num_deviations=2.0) == pytest.approx((2 * 12.5**0.5, 1e-8))
