@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nfl_core.errors import LearningError
@@ -12,6 +12,7 @@ PERIODS = st.lists(st.integers(1, 7), min_size=1, max_size=4).map(
 )
 
 
+@settings(deadline=None)  # a busy machine is no fault of the clock
 @given(periods=PERIODS, num=st.integers(0, 40), flushes=st.sets(st.integers(0, 40)))
 def test_every_batch_is_applied_exactly_once_by_every_level(
     periods: tuple[tuple[str, int], ...], num: int, flushes: set[int]
@@ -32,6 +33,7 @@ def test_every_batch_is_applied_exactly_once_by_every_level(
     assert clock.flush() == ()
 
 
+@settings(deadline=None)
 @given(periods=PERIODS, before=st.integers(0, 20), after=st.integers(1, 20))
 def test_a_clock_goes_on_where_it_was_saved(periods: tuple[tuple[str, int], ...], before: int, after: int) -> None:
     clock, again = LevelClock(periods), LevelClock(periods)
@@ -40,6 +42,18 @@ def test_a_clock_goes_on_where_it_was_saved(periods: tuple[tuple[str, int], ...]
     again.load_json(clock.to_json())
     assert [clock.tick() for _ in range(after)] == [again.tick() for _ in range(after)]
     assert again.num_ticks == before + after
+
+
+def test_a_held_level_counts_nothing_and_keeps_its_open_chunk() -> None:
+    clock = LevelClock((("fast", 1), ("slow", 3)))
+    clock.tick()
+    held = frozenset({"slow"})
+    assert [clock.tick(held=held) for _ in range(5)] == [(("fast", 1),)] * 5
+    assert clock.flush(held=held) == ()
+    assert clock.gathered("slow") == 1
+    clock.tick()
+    assert clock.tick() == (("fast", 1), ("slow", 3))
+    assert clock.num_ticks == 8
 
 
 @pytest.mark.parametrize(
