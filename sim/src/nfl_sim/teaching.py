@@ -111,10 +111,9 @@ class Size:
     Attributes:
         num_train: Images of the cluster: labelled for the teacher, proxy data for the student.
         num_test: Images that score everything.
-        teacher_epochs: Passes of the teacher over them and their mirror images.
+        teacher_epochs: Passes of the teacher over them.
         student_epochs: The same of every student.
-        batch_size: Of the way down; few images need small batches to be learned from in few passes.
-        max_shift: Pixels by which images are moved; pays when there are many passes.
+        augments: Whether the teacher also sees mirrored and moved images; students see them as they are.
         num_owners: Owners of the way up.
         images_per_owner: Their training images, on average.
         rounds: Federated averaging before the last local update.
@@ -128,8 +127,7 @@ class Size:
     num_test: int
     teacher_epochs: int
     student_epochs: int
-    batch_size: int
-    max_shift: int
+    augments: bool
     num_owners: int
     images_per_owner: int = 300
     rounds: int = 3
@@ -142,16 +140,13 @@ class Size:
 SMALL = Size(
     num_train=6000,
     num_test=4000,
-    teacher_epochs=5,
-    student_epochs=7,
-    batch_size=64,
-    max_shift=0,
+    teacher_epochs=10,
+    student_epochs=14,
+    augments=False,
     num_owners=10,
     num_proxy=2500,
 )
-FULL = Size(
-    num_train=60000, num_test=10000, teacher_epochs=4, student_epochs=6, batch_size=128, max_shift=2, num_owners=20
-)
+FULL = Size(num_train=60000, num_test=10000, teacher_epochs=4, student_epochs=8, augments=True, num_owners=20)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -192,9 +187,12 @@ def make_teacher(split: Split, *, size: Size, seed: int, say: Say = lambda _: No
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         teacher = wide_cnn(NUM_CLASSES, SHAPE)
-    x, y = mirrored(split.x), np.tile(split.y, 2)
+    x, y = (mirrored(split.x), np.tile(split.y, 2)) if size.augments else (split.x, split.y)
     settings = DistilSettings(
-        epochs=size.teacher_epochs, batch_size=size.batch_size, teacher_weight=0, max_shift=size.max_shift
+        epochs=size.teacher_epochs,
+        batch_size=128 if size.augments else 64,
+        teacher_weight=0,
+        max_shift=2 if size.augments else 0,
     )
     teach(teacher, _labels_alone(x, y), settings=settings, seed=seed, on_epoch=_told(say))
     return teacher
@@ -207,31 +205,23 @@ def downwards(
 
     Args:
         split: The teacher learned all its labels.
-        teacher: Answers about every image and its mirror image.
+        teacher: Answers about every image.
         size: How long.
         seed: Of the students' weights, their order of samples and which labels are known.
         say: Takes a line of progress.
     """
-    x, y = mirrored(split.x), np.tile(split.y, 2)
     known = np.random.default_rng(seed).permutation(len(split.y))[: round(FEW_FRACTION * len(split.y))]
     few = np.full_like(split.y, UNLABELLED)
     few[known] = split.y[known]
-    answers = ask(ModelTeacher(teacher), x, y=y)
-    settings = DistilSettings(
-        epochs=size.student_epochs,
-        batch_size=size.batch_size,
-        learning_rate=3e-3,
-        temperature=4.0,
-        max_shift=size.max_shift,
-    )
+    answers = ask(ModelTeacher(teacher), split.x, y=split.y)
+    settings = DistilSettings(epochs=size.student_epochs)
     alone = replace(settings, teacher_weight=0.0)
     longer = replace(alone, epochs=round(settings.epochs / FEW_FRACTION))  # fewer images, as many steps
-    two = np.concatenate([known, known + len(split.y)])
     courses = {
-        "taught": (replace(answers, y=torch.from_numpy(y)), settings),
-        "taught_few_labels": (replace(answers, y=torch.from_numpy(np.tile(few, 2))), settings),
-        "alone_few_labels": (_labels_alone(x[two], y[two]), longer),
-        "alone": (_labels_alone(x, y), alone),
+        "taught": (answers, settings),
+        "taught_few_labels": (replace(answers, y=torch.from_numpy(few)), settings),
+        "alone_few_labels": (_labels_alone(split.x[known], split.y[known]), longer),
+        "alone": (_labels_alone(split.x, split.y), alone),
     }
     found = {"teacher": split.accuracy(teacher)}
     for name, (lessons, how) in courses.items():
