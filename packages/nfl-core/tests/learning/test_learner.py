@@ -175,7 +175,8 @@ def test_a_merge_treats_memory_as_the_level_says(
     make_model: MakeModel, make_samples: MakeSamples, policy: str, optimizer: str
 ) -> None:
     rule = {"optimizer": optimizer, "learning_rate": 0.001, "state": policy}
-    learner = learner_of(make_model(), NestedSpec.of(v.model_copy(update=rule) for v in spec_of(1, 1, 1).levels))
+    module = make_model()
+    learner = learner_of(module, NestedSpec.of(v.model_copy(update=rule) for v in spec_of(1, 1, 1).levels))
     fresh = learner.state_dict().arrays
     observe(learner, [make_samples(8, seed) for seed in range(11)])
     before = learner.state_dict().arrays
@@ -183,6 +184,9 @@ def test_a_merge_treats_memory_as_the_level_says(
     directions = {f"memory.{slot}" for slot in OPTIMIZERS[optimizer]().directions}
     after = learner.state_dict().arrays
     for name, array in after.items():
+        if name.startswith("rested."):  # how the private level was when the version was accepted: as it is now
+            np.testing.assert_array_equal(array, state_of(module)[name.removeprefix("rested.")])
+            continue
         is_direction = any(name.startswith(f"{direction}.") for direction in directions)
         is_private = ".private." in name  # a merge is no business of a private level
         share = 0.25 if policy == "rescale" and is_direction and not is_private else 1.0

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -35,16 +36,26 @@ SETTINGS = LearningSettings(batch_size=16, refit_steps=10, merge_tolerance=0.05,
 SCORES = st.builds(Score, loss=st.one_of(st.floats(0, 10), st.just(float("inf"))), accuracy=st.floats(0, 1))
 
 
-@given(before=SCORES, scores=st.lists(SCORES, min_size=4, max_size=4), tolerance=st.floats(0, 1))
-def test_only_the_largest_tolerable_share_is_committed(before: Score, scores: list[Score], tolerance: float) -> None:
+@given(
+    before=SCORES,
+    scores=st.lists(SCORES, min_size=4, max_size=4),
+    tolerance=st.floats(0, 1),
+    max_drop=st.floats(0, 1),
+)
+def test_only_the_largest_tolerable_share_is_committed(
+    before: Score, scores: list[Score], tolerance: float, max_drop: float
+) -> None:
     trials: list[Trial] = []
-    while isinstance(action := decide(before, trials, alphas=ALPHAS, tolerance=tolerance), Try):
+    rules = {"alphas": ALPHAS, "tolerance": tolerance, "max_drop": max_drop}
+    while isinstance(action := decide(before, trials, **rules), Try):
         assert action.alpha == ALPHAS[len(trials)]
         trials.append(Trial(alpha=action.alpha, score=scores[len(trials)]))
     good = [
         a
         for a, s in zip(ALPHAS, scores, strict=True)
-        if s.loss < float("inf") and s.loss <= before.loss * (1 + tolerance)
+        if s.loss < float("inf")
+        and s.loss <= before.loss * (1 + tolerance)
+        and s.accuracy >= before.accuracy - max_drop
     ]
     assert action == (Commit(good[0]) if good else Refuse())
 
@@ -153,7 +164,33 @@ def test_a_commit_is_never_worse_than_the_tolerance(
     after = score(module, data.x[:45], data.y[:45])
     assert (report.loss_before, report.loss_after) == (before.loss, after.loss)
     assert after.loss <= before.loss * 1.05
+    assert after.accuracy >= before.accuracy - SETTINGS.merge_max_drop
     assert report.accepted == (report.alpha > 0)
+
+
+def test_the_refit_starts_from_the_fast_level_that_fits_what_is_published(
+    make_model: MakeModel, make_samples: MakeSamples
+) -> None:
+    """With no step of refit and nothing new, the model is again what it was when the version was accepted."""
+    data, settings = make_samples(145, seed=4), LearningSettings(batch_size=16, refit_steps=0, merge_max_drop=1.0)
+    module = trained(make_model(), make_samples(60, seed=3))
+    learner = NestedLearner(module, spec=default_spec(), settings=SETTINGS, generator=torch.Generator().manual_seed(2))
+    learner.accept()
+    then, published = state_of(module), shared_of(module)
+    micro_update(learner, data.x[45:], data.y[45:], prior=label_prior(data.y, num_classes=3), epochs=3)
+    assert not np.array_equal(state_of(module)["private.weight"], then["private.weight"])
+    report = merge(
+        module,
+        incoming=published,
+        schema=schema_of(module, default_spec()),
+        holdout=Samples(x=data.x[:45], y=data.y[:45]),
+        train=Samples(x=data.x[45:], y=data.y[45:]),
+        settings=replace(settings, merge_tolerance=1e9),
+        generator=torch.Generator().manual_seed(7),
+        fast=learner.rested(),
+    )
+    assert report.accepted
+    assert all(array.tobytes() == then[name].tobytes() for name, array in state_of(module).items())
 
 
 def test_the_same_generator_gives_the_same_bytes(make_model: MakeModel, make_samples: MakeSamples) -> None:

@@ -182,6 +182,7 @@ def _merge(bench: _Bench, request: MergeRequest, incoming: Tensors) -> MergeRepo
         train=_merge_samples(bench.samples.train),
         settings=settings,
         generator=bench.learner.generator,
+        fast=bench.learner.rested(),
     )
 
 

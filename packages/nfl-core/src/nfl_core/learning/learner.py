@@ -40,7 +40,8 @@ class LearnerState:
     """What a learner knows beside the model's parameters.
 
     Attributes:
-        arrays: float32 arrays by name: `sum.<parameter>`, `memory.<slot>.<parameter>`, `anchor.<parameter>`.
+        arrays: float32 arrays by name: `sum.<parameter>`, `memory.<slot>.<parameter>`, `anchor.<parameter>`,
+            `rested.<parameter>`.
         text: A JSON object with the clocks and the state of the random generator; a few kilobytes.
     """
 
@@ -60,6 +61,7 @@ class _Lane:
     memory: Memory
     gathered: list[Tensor]  # sums of the open chunk; empty between batches when the period is one
     anchors: list[Tensor] | None  # where the proximal term pulls to; None without one
+    rested: list[Tensor] | None  # a private level as it was when the last version was accepted; None for shared ones
 
 
 class NestedLearner:
@@ -122,6 +124,7 @@ class NestedLearner:
             memory=optimizer.init(parameters) if rate else {},
             gathered=zeros_like(parameters) if rate and level.period > 1 else [],
             anchors=[p.detach().clone() for p in parameters] if rate and level.prox else None,
+            rested=[p.detach().clone() for p in parameters] if self._rests(level) else None,
         )
 
     def observe(self, x: Tensor, y: Tensor, *, prior: Tensor) -> Tensor:
@@ -219,6 +222,8 @@ class NestedLearner:
             for lane in self._lanes.values():
                 if lane.gathered:
                     torch._foreach_zero_(lane.gathered)
+                if lane.rested is not None:
+                    lane.rested = [p.detach().clone() for p in lane.parameters]
                 if lane.level.scope is Scope.PRIVATE or lane.level.name in self._still:
                     continue
                 if lane.anchors is not None:
@@ -227,6 +232,21 @@ class NestedLearner:
                     lane.memory = lane.optimizer.init(lane.parameters)
                 elif lane.level.state == "rescale":
                     rescale(lane.optimizer, lane.memory, alpha=alpha)
+
+    def rested(self) -> dict[str, FloatArray]:
+        """Return the private levels as they were when the last version was accepted, float32 by parameter name.
+
+        They fit what published levels see; what was trained since fits features that moved with it.
+        """
+        return {
+            name: np.array(tensor.numpy(), copy=True, order="C")
+            for lane in self._lanes.values()
+            if lane.rested is not None
+            for name, tensor in zip(lane.names, lane.rested, strict=True)
+        }
+
+    def _rests(self, level: Level) -> bool:
+        return level.scope is Scope.PRIVATE and bool(self.spec.shared)
 
     def state_dict(self) -> LearnerState:
         """Return a copy of all that is needed to go on exactly here, the model's parameters apart."""
@@ -304,7 +324,7 @@ class NestedLearner:
     def _tensors(self) -> Mapping[str, Tensor]:
         found: dict[str, Tensor] = {}
         for lane in self._lanes.values():
-            slots = [("sum", lane.gathered), ("anchor", lane.anchors)]
+            slots = [("sum", lane.gathered), ("anchor", lane.anchors), ("rested", lane.rested)]
             slots += [(f"memory.{slot}", tensors) for slot, tensors in lane.memory.items()]
             for slot, tensors in slots:
                 found.update(

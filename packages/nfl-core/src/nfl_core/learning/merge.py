@@ -1,15 +1,15 @@
 """Merging new shared levels into a personal model without breaking what it learned for its owner.
 
 The steps: a shadow of the model takes a share alpha of the new levels, its fast level is refitted for a bounded number
-of steps, and the shadow is scored on samples that were never trained on. The largest share whose loss stays within the
-tolerance is committed at once; when none does, the merge is refused and the model is untouched.
+of steps, and the shadow is scored on samples that were never trained on. The largest share whose loss and accuracy stay
+within the tolerance is committed at once; when none does, the merge is refused and the model is untouched.
 
 `decide` holds the rules and does nothing; `merge` does what it says. The whole is deterministic given the generator.
 
-    >>> before = Score(loss=0.50, accuracy=0.8)
-    >>> decide(before, (), alphas=(1.0, 0.5), tolerance=0.05)
+    >>> before, rules = Score(loss=0.50, accuracy=0.8), {"alphas": (1.0, 0.5), "tolerance": 0.05, "max_drop": 0.02}
+    >>> decide(before, (), **rules)
     Try(alpha=1.0)
-    >>> decide(before, (Trial(alpha=1.0, score=Score(loss=0.51, accuracy=0.8)),), alphas=(1.0, 0.5), tolerance=0.05)
+    >>> decide(before, (Trial(alpha=1.0, score=Score(loss=0.51, accuracy=0.8)),), **rules)
     Commit(alpha=1.0)
 """
 
@@ -65,7 +65,7 @@ class MergeReport:
     Attributes:
         accepted: Whether the model changed.
         alpha: Share of the new levels it took, 0 when refused.
-        shock: Accuracy lost by the whole new levels before any refit, as a fraction; negative when they helped at once.
+        shock: Accuracy lost by the whole new levels before any refit, 0 to 1; negative when they helped at once.
         loss_before: Of the model before the merge, nats.
         loss_after: Of the model that stands now, nats.
         accuracy_before: Of the model before the merge, 0 to 1.
@@ -94,20 +94,22 @@ class Samples:
 
 
 def decide(
-    before: Score, trials: Sequence[Trial], *, alphas: Sequence[float], tolerance: float
+    before: Score, trials: Sequence[Trial], *, alphas: Sequence[float], tolerance: float, max_drop: float
 ) -> Try | Commit | Refuse:
-    """Say what to do after these trials: the first share in `alphas` whose loss is tolerable wins.
+    """Say what to do after these trials: the first share in `alphas` whose loss and accuracy are tolerable wins.
 
     Args:
         before: Holdout score of the model as it is; an infinite loss makes every finite trial tolerable.
         trials: Those made so far, in the order of `alphas`.
         alphas: Shares to try, descending.
         tolerance: Tolerated rise of the loss, as a fraction of it, >= 0.
+        max_drop: Tolerated fall of the accuracy, >= 0; with few samples a single one may be more.
     """
     if trials:
-        last = trials[-1]
-        if math.isfinite(last.score.loss) and last.score.loss <= before.loss * (1.0 + tolerance):
-            return Commit(last.alpha)
+        last = trials[-1].score
+        tolerable = last.loss <= before.loss * (1.0 + tolerance) and last.accuracy >= before.accuracy - max_drop
+        if math.isfinite(last.loss) and tolerable:
+            return Commit(trials[-1].alpha)
     return Try(alphas[len(trials)]) if len(trials) < len(alphas) else Refuse()
 
 
@@ -120,6 +122,7 @@ def merge(
     train: Samples,
     settings: LearningSettings,
     generator: torch.Generator,
+    fast: Mapping[str, FloatArray] | None = None,
 ) -> MergeReport:
     """Merge new shared levels into `module`, or leave it untouched.
 
@@ -131,6 +134,8 @@ def merge(
         train: The refit learns from these.
         settings: Shares, tolerance and refit.
         generator: Draws the refit's batches.
+        fast: Private tensors, float32, from which the refit starts, see `NestedLearner.rested`; those of `module` by
+            default. They halve the shock (docs/adr/0007).
 
     Raises:
         SchemaError: `incoming` is not exactly the shared tensors.
@@ -148,11 +153,17 @@ def merge(
     trials: list[Trial] = []
     shadow = module
     while True:
-        action = decide(before, trials, alphas=settings.merge_alphas, tolerance=settings.merge_tolerance)
+        action = decide(
+            before,
+            trials,
+            alphas=settings.merge_alphas,
+            tolerance=settings.merge_tolerance,
+            max_drop=settings.merge_max_drop,
+        )
         if not isinstance(action, Try):
             break
         shadow = copy.deepcopy(module)
-        load_state(shadow, mix(old, incoming, alpha=action.alpha), partial=True)
+        load_state(shadow, {**mix(old, incoming, alpha=action.alpha), **(fast or {})}, partial=True)
         if not trials:
             shock = before.accuracy - score(shadow, holdout.x, holdout.y).accuracy
         refit(

@@ -28,6 +28,7 @@ class LearningSettings:
             thousands of samples gains from them, one with few does not (docs/adr/0007).
         refit_learning_rate: Of these steps, > 0.
         merge_tolerance: By how much the holdout loss may rise in an accepted merge, as a fraction of it, >= 0.
+        merge_max_drop: By how much the holdout accuracy may fall in an accepted merge, 0 to 1.
         merge_alphas: Shares of the new levels that a merge tries, descending within (0, 1].
     """
 
@@ -38,6 +39,7 @@ class LearningSettings:
     refit_passes: float = _DEFAULT.refit_passes
     refit_learning_rate: float = _DEFAULT.learning_rate
     merge_tolerance: float = 0.05
+    merge_max_drop: float = 0.02
     merge_alphas: tuple[float, ...] = MERGE_ALPHAS
 
     @classmethod
@@ -66,7 +68,7 @@ class LearningSettings:
         """Check the ranges. Raises ConfigError."""
         if self.learning_rate <= 0 or self.refit_learning_rate <= 0:
             raise ConfigError(f"learning rates are {self.learning_rate} and {self.refit_learning_rate}, expected > 0")
-        counts = (self.refit_steps, self.refit_passes, self.merge_tolerance)
+        counts = (self.refit_steps, self.refit_passes, self.merge_tolerance, self.merge_max_drop)
         if min(self.batch_size, self.epochs_per_update) < 1 or min(counts) < 0:
             raise ConfigError(f"learning settings out of range: {self}")
         descending = list(self.merge_alphas) == sorted(set(self.merge_alphas), reverse=True)

@@ -383,6 +383,7 @@ class GatedNested(Nested):
             train=member.train,
             settings=member.learner.settings,
             generator=member.learner.generator,
+            fast=member.learner.rested(),
         )
         self.reports.append(report)
         if report.accepted:
