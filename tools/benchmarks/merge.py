@@ -16,9 +16,7 @@ CACHE = Path(".nfl/data/fashion-mnist")
 def main(seeds: int = 1) -> None:
     """Measure so many seeds in every scene, print a table and one JSON line."""
     torch.set_num_threads(1)
-    print(
-        "scene seed | merges refused, mean share | shock p50 p90 | price p50 p90 max, over 2 | on test p50 p90 | accuracy"
-    )
+    print("scene seed | merges, refused, mean share | shock p50 p90 | price p50 p90 max, over 2 | on test | accuracy")
     ours, whole = {}, {}
     for scene in SCENES:
         rows = []
