@@ -23,6 +23,7 @@ BLOCK = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 FILE = re.compile(r"# (\S+\.(?:py|toml))\n")
 LANGUAGES = {"python", "console", "toml", "text"}  # text is output and never run
 NOX = "python3 noxfile.py -s "
+COMMAND_S = 300  # the slowest command takes some 10 s of CPU; the rest is for a busy machine
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -74,7 +75,7 @@ def run(command: list[str], folder: Path) -> str:
         "NO_COLOR": "1", "COLUMNS": "100", "PYTHONPATH": str(folder),
     }  # fmt: skip
     done = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=COMMAND_S, check=False
     )
     assert done.returncode == 0, f"{shlex.join(command)}\n{done.stdout}\n{done.stderr}"
     return done.stdout
@@ -95,6 +96,7 @@ def check_nox(command: str) -> None:
     "page",
     [pytest.param(p, id=p.stem, marks=[pytest.mark.slow] if p.stem == "adding-a-task" else []) for p in PAGES],
 )
+@pytest.mark.timeout(4 * COMMAND_S)
 def test_blocks_of_the_page_run(page: Path, tmp_path: Path) -> None:
     write_files(page, tmp_path)
     script = tmp_path / page.with_suffix(".py").name
