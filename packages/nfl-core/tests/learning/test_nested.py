@@ -36,6 +36,7 @@ from nfl_core.learning import (
     state_of,
     with_group_norm,
 )
+from nfl_core.learning.profile import profile_model
 from nfl_core.levels import Level, NestedSpec, Scope
 
 K, IMAGE, SERIES = 4, (1, 8, 8), (1, 10, 6)
@@ -291,6 +292,32 @@ def test_what_is_frozen_becomes_a_constant_of_the_graph() -> None:
     learner = NestedLearner(model, spec=spec, settings=SETTINGS, generator=torch.Generator().manual_seed(0))
     micro_update(learner, data.x, data.y, prior=label_prior(data.y, num_classes=K))
     assert torch.equal(body, model.inner[0].weight)
+
+
+def test_a_wholly_frozen_module_has_a_private_head_that_learns() -> None:
+    model, data = nested(frozen(), input_shape=IMAGE), CASES["mlp"].samples()
+    spec = propose_spec(model)
+    assert [(level.name, level.params) for level in spec.levels] == [("reflex", ("private.*",))]
+    learner = NestedLearner(model, spec=spec, settings=SETTINGS, generator=torch.Generator().manual_seed(0))
+    before = score(model, data.x, data.y).loss
+    micro_update(learner, data.x, data.y, prior=label_prior(data.y, num_classes=K), epochs=3)
+    assert score(model, data.x, data.y).loss < before
+
+
+def test_dropout_is_off_so_that_the_same_samples_give_the_same_bytes() -> None:
+    case = Case(make=lambda: nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(64, K)))
+    data, states = case.samples(), []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        model = case.nested()
+        learner = NestedLearner(
+            model, spec=propose_spec(model), settings=SETTINGS, generator=torch.Generator().manual_seed(0)
+        )
+        micro_update(learner, data.x, data.y, prior=label_prior(data.y, num_classes=K))
+        states.append(state_of(model)["2.weight"].tobytes())
+    assert states[0] == states[1]
+    notes = profile_model(case.nested(), propose_spec(case.nested()), settings=SETTINGS, bits=2, max_batch=8).advice
+    assert notes == ("layer '1' is a Dropout, and off: a nested module learns in eval mode",)
 
 
 def test_group_norm_takes_the_place_of_batch_norm_in_a_copy() -> None:

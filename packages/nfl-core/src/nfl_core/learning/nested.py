@@ -10,6 +10,8 @@ head that starts at zero, so the answers are the module's own until an owner has
 * The original is never touched: everything happens in a copy.
 * What is frozen (`requires_grad` is False) becomes a constant of the architecture: it is in the graph that devices run,
   and neither in the state, nor in bundles, nor in what is sent. A frozen BatchNorm becomes the affine map it is.
+* It learns in eval mode: Dropout would draw from torch's global generator, and the same samples would not give the same
+  bytes on a device that was rebooted. `nfl model check` notes a Dropout that is off.
 * A module that cannot be nested is refused with a `ModelError` that names the layer and what to use instead.
 
 Shape legend: B batch, D features, K classes.
@@ -104,7 +106,7 @@ def nested(
     private_hidden: int = 64,
     generator: torch.Generator | None = None,
 ) -> WrappedModel:
-    """Return a nested model that answers like `module`.
+    """Return a nested model that answers like `module` in eval mode.
 
     Args:
         module: Takes float32 [B, *view] and answers with logits, float32 [B, K]; not changed.
@@ -124,7 +126,7 @@ def nested(
     _check_kind(module)
     check_built(module)
     check_storage(module)
-    inner = with_constants(copy_of(module))
+    inner = with_constants(copy_of(module)).eval()
     parameters_of(inner)
     if math.prod(view or input_shape) != math.prod(input_shape):
         raise ModelError(f"view {view} holds other many values than input shape {input_shape}, expected as many")
@@ -143,7 +145,7 @@ def nested(
         num_classes=found.num_classes,
         input_shape=tuple(input_shape),
         view=shape,
-    )
+    ).eval()
     if any(name.startswith(_PRIVATE) for name, _ in inner.named_parameters()):
         raise ModelError("the module has a part named 'private', which is the name of the owner's residual head")
     if not any(parameter.requires_grad for parameter in model.parameters()):
@@ -165,6 +167,7 @@ def propose_spec(module: NestedModel) -> NestedSpec:
     head = module.head_name if isinstance(module, WrappedModel) else _head_of(module)
     parameters = {name: p for name, p in module.named_parameters() if not name.startswith(_PRIVATE)}
     below = [name for name in parameters if not name.startswith(f"{head}." if head else "")]
+    own = [] if len(below) == len(parameters) else [f"{head}.*"] if head else list(parameters)
     depth = 1
     while len({_block(name, depth, head) for name in below}) == 1 and depth < max(name.count(".") for name in below):
         depth += 1
@@ -174,7 +177,7 @@ def propose_spec(module: NestedModel) -> NestedSpec:
     rooms = [
         ("reflex", [f"{_PRIVATE}*"] if any(True for _ in module.private.parameters()) else [], Scope.PRIVATE),
         ("skill", blocks[start:], Scope.REGION),
-        ("concept", [*blocks[:start], *([f"{head}.*"] if head else parameters)], Scope.GLOBAL),
+        ("concept", [*blocks[:start], *own], Scope.GLOBAL),
     ]
     spec = NestedSpec.of(Level(name=name, params=tuple(room), scope=scope) for name, room, scope in rooms if room)
     spec.assign([name for name, _ in module.named_parameters()])

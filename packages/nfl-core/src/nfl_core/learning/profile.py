@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from nfl_core.codec.quantise import modulus_bits
 from nfl_core.errors import ConfigError
@@ -40,7 +41,7 @@ class LevelProfile:
         share: Fraction of the model's parameters.
         bytes_up_fp32: Of one displacement, unpacked; a sum masked in 32-bit integers weighs the same.
         bytes_up_sealed: Of one contribution's masked vector.
-        memory_bytes: Of its optimizer, open chunk and anchors on the device.
+        memory_bytes: On the device: optimizer, open chunk, anchors, and a private level as it was last accepted.
     """
 
     level: Level
@@ -182,7 +183,7 @@ def profile_model(
         bytes_up_sealed=sum(round(p.bytes_up_sealed / p.level.sync_every) for p in levels),
         batch_size=settings.batch_size,
         step_ms=_step_ms(learner),
-        advice=(*spec.advice(), *_advice(levels)),
+        advice=(*spec.advice(), *_advice(levels), *_still_layers(module)),
     )
 
 
@@ -198,6 +199,14 @@ def _advice(levels: list[LevelProfile]) -> list[str]:
     if not any(p.level.scope.is_shared for p in levels):
         notes.append("nothing is shared: no owner learns from another")
     return notes
+
+
+def _still_layers(module: NestedModel) -> list[str]:
+    off = [(n, m) for n, m in module.named_modules() if isinstance(m, _DropoutNd) and not m.training]
+    return [
+        f"layer {name.removeprefix('inner.')!r} is a {type(m).__name__}, and off: a nested module learns in eval mode"
+        for name, m in off
+    ]
 
 
 def _memory_bytes(learner: NestedLearner, names: list[str]) -> int:
