@@ -16,6 +16,7 @@ from nfl_core.levels import Scope
 from nfl_sim.data.fashion import DataSet
 from nfl_sim.learning import run, scenes
 from nfl_sim.learning.methods import METHODS, blocks, levels, method_of
+from nfl_sim.learning.merges import measure_merges
 from nfl_sim.learning.page import render
 from nfl_sim.learning.partition import dirichlet, halves, pathological
 from nfl_sim.learning.plan import PLANS, Section, plan_of
@@ -131,6 +132,16 @@ def test_a_run_is_resumed_and_not_repeated(tiny: str, tmp_path: Path) -> None:
 def test_the_same_seed_measures_the_same(tiny: str, tmp_path: Path) -> None:
     one, two, other = (measure(tiny, "local", seed=seed, cache=tmp_path) for seed in (0, 0, 1))
     assert one.curve == two.curve != other.curve
+
+
+def test_merges_are_counted_and_none_that_was_accepted_cost_two_points(tiny: str, tmp_path: Path) -> None:
+    figures = measure_merges(tiny, seed=0, cache=tmp_path)
+    assert figures.num == 2 * 20
+    assert 0 <= figures.num_refused < figures.num
+    assert figures.num_over_2 == 0
+    assert figures.price[2] <= 2
+    assert 0 < figures.mean_alpha <= 1
+    assert figures.shock[0] <= figures.shock[1]
 
 
 def test_results_that_cannot_be_read_or_meant_something_else_are_refused(tiny: str, tmp_path: Path) -> None:
