@@ -21,12 +21,13 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from nfl_cluster.aggregate.buffer import Measured
-from nfl_cluster.aggregate.robust import Outcome, combine_batches, score_batches
+from nfl_cluster.aggregate.robust import combine_batches, score_batches
 from nfl_cluster.aggregate.server import server_step
 from nfl_cluster.brain.content import Contents
 from nfl_cluster.brain.intake import Intake
 from nfl_cluster.brain.judges import Judges
 from nfl_cluster.brain.mail import Postman
+from nfl_cluster.brain.outcome import tell_outcome
 from nfl_cluster.brain.proposals import take_proposal
 from nfl_cluster.brain.publisher import Publisher
 from nfl_cluster.brain.rounds import open_round
@@ -237,7 +238,7 @@ class Brain:
             )
             self._store.put_arrays(content.schema.unflatten(new_P), "candidates", candidate_id, f"{region}.safetensors")
         self._store.put_arrays(fresh, "momentum", f"{candidate_id}.safetensors")
-        self._tell_outcome(outcome)
+        tell_outcome(self._store, outcome, rule=self._config.root.robust)
         if shadow_P is not None:
             state.scores = {
                 score.batch_id: (score.against, score.energy) for score in score_batches(measured, shadow_P)
@@ -256,18 +257,6 @@ class Brain:
             state.finished[batch.batch_id] = "used"
             self._intake.record(batch.batch_id, batch, status="used", candidate=candidate_id)
         state.buffer = []
-
-    def _tell_outcome(self, outcome: Outcome) -> None:
-        for level, share in outcome.own_shares.items():
-            self._store.tell("scope-learned", level=level, own_share=round(share, 4))
-        for part in outcome.bounded:
-            self._store.tell(
-                "batch-bounded", batch=part.batch_id, scope=part.scope.value, norm=part.norm, bound=part.bound
-            )
-        for less in outcome.degraded:
-            self._store.tell(
-                "rule-degraded", rule=self._config.root.robust, scope=less.scope.value, region=less.region, why=less.why
-            )
 
     def _judge(self, candidate: Candidate) -> None:
         state = self._store.state
