@@ -28,6 +28,12 @@ def data_of(task: Task, *, regions: tuple[str, ...], num: int = 24, seed: int = 
     return TaskData(owners=tuple(owners))
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """As everywhere that learns; more threads only wait for each other on models of this size."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture
 def task() -> Task:
     """A task of small made-up images: two regions of two owners."""

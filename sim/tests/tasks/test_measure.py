@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nfl_core.learning import create_model, schema_of
+from nfl_core.learning import Nested, create_model, schema_of
 from nfl_core.levels import Scope
-from nfl_sim.tasks.measure import Figures, few_of, in_one_region, measure, newcomers
+from nfl_sim.tasks.measure import Figures, few_of, in_one_scope, measure, newcomers, run_method
 from nfl_sim.tasks.report import measure_task, row_of
 from nfl_sim.tasks.task import Task, TaskData
 
@@ -16,7 +16,13 @@ from nfl_sim.tasks.task import Task, TaskData
 def test_methods_are_compared_on_the_same_budget(task: Task) -> None:
     data = task.load(Path(), np.random.default_rng(0))
     figures = {one.method: one for one in measure(task, data, rounds=2, seed=1)}
-    assert list(figures) == ["local only", "FedAvg, fine-tuned", "nested", "nested, without regions"]
+    assert list(figures) == [
+        "nested",
+        "local only",
+        "nested, all shared globally",
+        "nested, all shared in regions",
+        "FedAvg, fine-tuned",
+    ]
     assert all(len(one.accuracies) == 4 for one in figures.values())
     module = create_model(task.model, num_classes=3, input_shape=task.input_shape, seed=1)
     schema = schema_of(module, task.spec)
@@ -28,15 +34,19 @@ def test_methods_are_compared_on_the_same_budget(task: Task) -> None:
 
 def test_the_same_seed_gives_the_same_figures(task: Task) -> None:
     data = task.load(Path(), np.random.default_rng(0))
-    first, again, other = (measure(task, data, rounds=1, seed=seed) for seed in (1, 1, 2))
-    assert [one.accuracies for one in first] == [one.accuracies for one in again]
-    assert [one.accuracies for one in first] != [one.accuracies for one in other]
+    first, again, other = (
+        run_method(task, data, name="nested", strategy=Nested(), rounds=1, seed=seed) for seed in (1, 1, 2)
+    )
+    assert first.accuracies == again.accuracies
+    assert first.accuracies != other.accuracies
 
 
 def test_one_region_compares_no_regions(task: Task, make_data: Callable[..., TaskData]) -> None:
     data = make_data(task, regions=("all", "all"))
-    assert "nested, without regions" not in {one.method for one in measure(task, data, rounds=1, seed=1)}
-    assert all(level.scope is not Scope.REGION for level in in_one_region(task.spec).levels)
+    names = {one.method for one in measure(task, data, rounds=1, seed=1)}
+    assert names == {"nested", "local only", "FedAvg, fine-tuned"}
+    scopes = [level.scope for level in in_one_scope(task.spec, Scope.GLOBAL).levels]
+    assert scopes == [Scope.PRIVATE, Scope.GLOBAL, Scope.GLOBAL]
 
 
 def test_a_newcomer_learns_from_few_samples_that_the_fleet_never_saw(task: Task) -> None:

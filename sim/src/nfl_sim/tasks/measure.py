@@ -71,11 +71,10 @@ def maker(task: Task, *, seed: int) -> Callable[[], NestedModel]:
     return lambda: create_model(task.model, num_classes=task.num_classes, input_shape=task.input_shape, seed=seed)
 
 
-def in_one_region(spec: NestedSpec) -> NestedSpec:
-    """Return the spec with all regional levels shared by the whole fleet: what it is worth to have regions."""
+def in_one_scope(spec: NestedSpec, scope: Scope) -> NestedSpec:
+    """Return the spec with all shared levels in one scope: what is left of three levels when only two may be."""
     return NestedSpec.of(
-        level.model_copy(update={"scope": Scope.GLOBAL}) if level.scope is Scope.REGION else level
-        for level in spec.levels
+        level.model_copy(update={"scope": scope}) if level.scope.is_shared else level for level in spec.levels
     )
 
 
@@ -116,15 +115,12 @@ def run_method(task: Task, data: TaskData, *, name: str, strategy: Strategy, rou
 
 
 def methods(task: Task, data: TaskData) -> dict[str, Strategy]:
-    """Return what is compared; two levels against three only where there are regions."""
-    compared: dict[str, Strategy] = {
-        "local only": LocalOnly(),
-        "FedAvg, fine-tuned": FedAvg(tune_epochs=TUNE_EPOCHS),
-        "nested": Nested(spec=task.spec),
-    }
-    if len({owner.region for owner in data.owners}) > 1 and in_one_region(task.spec) != task.spec:
-        compared["nested, without regions"] = Nested(spec=in_one_region(task.spec))
-    return compared
+    """Return what is compared; three levels against both ways to have two only where there are regions."""
+    compared: dict[str, Strategy] = {"nested": Nested(spec=task.spec), "local only": LocalOnly()}
+    if len({owner.region for owner in data.owners}) > 1:
+        compared["nested, all shared globally"] = Nested(spec=in_one_scope(task.spec, Scope.GLOBAL))
+        compared["nested, all shared in regions"] = Nested(spec=in_one_scope(task.spec, Scope.REGION))
+    return {**compared, "FedAvg, fine-tuned": FedAvg(tune_epochs=TUNE_EPOCHS)}
 
 
 def newcomers(

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
-from nfl_core.learning import LearningSettings, default_spec
+from nfl_core.learning import LearningSettings
+from nfl_core.levels import Level, NestedSpec, Scope
 from nfl_sim.tasks.inertial.data import EXERCISES, NUM_AXES, WINDOW, load
 from nfl_sim.tasks.task import Task
 
+# What a wrist changes is what the sensors say, so the first layers are the region's; what an exercise is, is not.
+SPEC = NestedSpec.of(
+    [
+        Level(name="reflex", params=("private.*",), scope=Scope.PRIVATE),
+        Level(name="senses", params=("body.*",), scope=Scope.REGION),
+        Level(name="concept", params=("middle.*", "head.*"), scope=Scope.GLOBAL),
+    ]
+)
 TASK = Task(
     name="inertial",
     title="Shoulder exercises seen by a watch (seglearn's watch data set)",
@@ -14,8 +23,8 @@ TASK = Task(
     model="watch-cnn",
     num_classes=len(EXERCISES),
     input_shape=(NUM_AXES, 1, WINDOW),
-    spec=default_spec(),
-    settings=LearningSettings(epochs_per_update=2),
-    rounds=20,
+    spec=SPEC,
+    settings=LearningSettings(epochs_per_update=3),
+    rounds=30,
     load=load,
 )

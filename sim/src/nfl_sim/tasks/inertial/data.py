@@ -50,7 +50,7 @@ EXERCISES = ("pendulum", "abduction", "forward elevation", "inner rotation", "ou
 SIDES = ("left", "right")
 NUM_AXES, RATE_HZ = 6, 50
 WINDOW, STRIDE, GAP = 200, 25, 50  # readings: 4 s, half a second, 1 s
-SHARES = {"train": 0.35, "holdout": 0.25, "test": 0.40}  # of a recording without its gaps, in the order of time
+SHARES = {"train": 0.25, "holdout": 0.25, "test": 0.50}  # of a recording without its gaps, in the order of time
 SCALE = np.array([1, 1, 1, 2, 2, 2], np.float32)  # g and rad/s: about one deviation of each
 
 
