@@ -21,8 +21,8 @@ from pydantic import TypeAdapter
 
 from nfl_core.durable import make_folder, write_file
 from nfl_core.learning import Cohort, FedAvg, LocalOnly, Nested, Owner, Strategy
-from nfl_core.levels import Level, NestedSpec, Scope
-from nfl_sim.tasks.measure import TUNE_EPOCHS, in_one_region, maker
+from nfl_core.levels import Scope
+from nfl_sim.tasks.measure import TUNE_EPOCHS, in_one_scope, maker
 from nfl_sim.tasks.navigation import TASK
 from nfl_sim.tasks.navigation.data import load_seed, plans_of
 from nfl_sim.tasks.navigation.drive import Policy, drive, expert_of, policy_of
@@ -67,21 +67,11 @@ class Trained:
 _ROWS = TypeAdapter(list[Row])
 
 
-def all_regional() -> NestedSpec:
-    """Return two levels: a private residual head, and everything else shared within the region alone."""
-    return NestedSpec.of(
-        [
-            Level(name="reflex", params=("private.*",), scope=Scope.PRIVATE),
-            Level(name="region", params=("body.*", "middle.*", "head.*"), scope=Scope.REGION),
-        ]
-    )
-
-
 METHODS: Mapping[str, Callable[[], Strategy]] = {
     "local only": LocalOnly,
     "FedAvg, fine-tuned": lambda: FedAvg(tune_epochs=TUNE_EPOCHS),
-    "nested, two levels: private, global": lambda: Nested(spec=in_one_region(TASK.spec)),
-    "nested, two levels: private, regional": lambda: Nested(spec=all_regional()),
+    "nested, two levels: private, global": lambda: Nested(spec=in_one_scope(TASK.spec, Scope.GLOBAL)),
+    "nested, two levels: private, regional": lambda: Nested(spec=in_one_scope(TASK.spec, Scope.REGION)),
     "nested": lambda: Nested(spec=TASK.spec),
 }
 
