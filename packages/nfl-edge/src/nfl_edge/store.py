@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +32,7 @@ from nfl_core.ids import Digest
 Tensors = dict[str, NDArray[np.float32]]
 Arrays = dict[str, NDArray[np.generic]]
 
-_NOW, _ACCEPTED, _LEARNER = "now:", "accepted:", "learner:"
+_NOW, _ACCEPTED, _LEARNER, _MEMORY = "now:", "accepted:", "learner:", "memory:"
 _META = "nfl"  # one entry: safetensors writes several in an order that changes
 SUFFIX = ".safetensors"
 
@@ -62,6 +62,7 @@ class _Head(BaseModel):
 
     meta: CheckpointMeta
     learner_text: str
+    memory_text: str = ""  # checkpoints from before there was a memory have none
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +75,8 @@ class Checkpoint:
         learner: Accumulators and optimizer state by name.
         learner_text: Clocks and random generator, as the learner writes them.
         meta: What it belongs to.
+        memory: What it remembers of samples that are gone.
+        memory_text: Whose that is, as the trainer writes it; empty: nothing is remembered.
     """
 
     tensors: Tensors
@@ -81,13 +84,16 @@ class Checkpoint:
     learner: Arrays
     learner_text: str
     meta: CheckpointMeta
+    memory: Arrays = field(default_factory=dict)
+    memory_text: str = ""
 
     def to_bytes(self) -> bytes:
         """Return the file form; equal checkpoints give equal bytes."""
         arrays: Arrays = {_NOW + name: value for name, value in self.tensors.items()}
         arrays |= {_ACCEPTED + name: value for name, value in self.accepted.items()}
         arrays |= {_LEARNER + name: value for name, value in self.learner.items()}
-        head = _Head(meta=self.meta, learner_text=self.learner_text)
+        arrays |= {_MEMORY + name: value for name, value in self.memory.items()}
+        head = _Head(meta=self.meta, learner_text=self.learner_text, memory_text=self.memory_text)
         ordered = {name: np.ascontiguousarray(arrays[name]) for name in sorted(arrays)}
         return save(ordered, metadata={_META: head.model_dump_json()})
 
@@ -107,6 +113,8 @@ class Checkpoint:
             learner=_part(arrays, _LEARNER),
             learner_text=head.learner_text,
             meta=head.meta,
+            memory=_part(arrays, _MEMORY),
+            memory_text=head.memory_text,
         )
 
 

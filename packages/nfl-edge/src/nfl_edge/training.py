@@ -17,11 +17,13 @@ from torch import Tensor
 
 from nfl_core.config import LearningSection
 from nfl_core.errors import LearningError
+from nfl_core.learning.continual import ModelIdentity
 from nfl_core.learning.learner import LearnerState, NestedLearner
 from nfl_core.learning.merge import MergeReport, merge
 from nfl_core.learning.merge import Samples as MergeSamples
 from nfl_core.learning.model import NestedModel, create_model, load_state, schema_of, state_of
 from nfl_core.learning.objective import label_prior, score
+from nfl_core.learning.refit import cache_features, refit
 from nfl_core.learning.settings import LearningSettings
 from nfl_core.learning.update import micro_update
 from nfl_core.levels import NestedSpec
@@ -29,6 +31,7 @@ from nfl_core.schema import TensorSchema
 from nfl_core.tensors import read_tensors
 from nfl_core.wire.limits import MAX_CHUNK_BYTES
 from nfl_edge.errors import SamplesError
+from nfl_edge.remember import Memory
 from nfl_edge.requests import (
     Evaluated,
     EvaluateRequest,
@@ -52,6 +55,7 @@ class _Bench:
     schema: TensorSchema
     samples: Samples | None
     settings: LearningSettings
+    memory: Memory
 
 
 def init(request: InitRequest) -> Learnt:
@@ -72,9 +76,14 @@ def learn(request: MicroUpdateRequest) -> Learnt:
     started = time.process_time()
     bench = _bench(request.task)
     old = _restore(request.task, bench, request.checkpoint)
-    x, y = _tensors(_required(bench, request.task).train)
-    prior = label_prior(y, num_classes=request.task.model.num_classes)
-    report = micro_update(bench.learner, x, y, prior=prior)
+    samples = _required(bench, request.task)
+    train = _merge_samples(samples.train)
+    prior = label_prior(train.y, num_classes=request.task.model.num_classes)
+    is_rehearsing = bench.memory.rehearse(bench.learner, train)
+    report = micro_update(bench.learner, train.x, train.y, prior=prior, refit_steps=0 if is_rehearsing else None)
+    if is_rehearsing:
+        _refit(bench, bench.memory.with_lost_train(train))
+    bench.memory.offer(bench.module, train=train, holdout=_merge_samples(samples.holdout))
     meta = old.meta.model_copy(
         update={"num_updates": old.meta.num_updates + 1, "num_updates_here": old.meta.num_updates_here + 1}
     )
@@ -98,6 +107,7 @@ def merge_in(request: MergeRequest) -> MergeResult:
     name = ""
     if report.accepted:
         bench.learner.accept(alpha=report.alpha)
+        bench.memory.move(bench.module, _identity(bench.schema, request.base_version))
         meta = old.meta.model_copy(
             update={"base_version": request.base_version, "base_digest": request.base_digest, "num_updates_here": 0}
         )
@@ -138,7 +148,15 @@ def _bench(task: Task) -> _Bench:
     generator = torch.Generator().manual_seed(task.seed % 2**31)
     samples = _read(task)
     learner = NestedLearner(module, spec=spec, settings=settings, generator=generator)
-    return _Bench(module=module, learner=learner, schema=schema_of(module, spec), samples=samples, settings=settings)
+    schema = schema_of(module, spec)
+    return _Bench(
+        module=module,
+        learner=learner,
+        schema=schema,
+        samples=samples,
+        settings=settings,
+        memory=Memory.of(task.learning, task.model, identity=_identity(schema, 0), seed=task.seed),
+    )
 
 
 def _read(task: Task) -> Samples | None:
@@ -178,12 +196,29 @@ def _merge(bench: _Bench, request: MergeRequest, incoming: Tensors) -> MergeRepo
         bench.module,
         incoming=incoming,
         schema=bench.schema,
-        holdout=_merge_samples(bench.samples.holdout),
-        train=_merge_samples(bench.samples.train),
+        holdout=bench.memory.with_lost_holdout(_merge_samples(bench.samples.holdout)),
+        train=bench.memory.with_lost_train(_merge_samples(bench.samples.train)),
         settings=settings,
         generator=bench.learner.generator,
         fast=bench.learner.rested(),
     )
+
+
+def _refit(bench: _Bench, samples: MergeSamples) -> None:
+    num_steps = bench.settings.num_refit_steps(len(samples.y))
+    if num_steps:
+        refit(
+            bench.module,
+            cache_features(bench.module, samples.x, samples.y),
+            num_steps=num_steps,
+            batch_size=bench.settings.batch_size,
+            learning_rate=bench.settings.refit_learning_rate,
+            generator=bench.learner.generator,
+        )
+
+
+def _identity(schema: TensorSchema, version: int) -> ModelIdentity:
+    return ModelIdentity(schema_fingerprint=schema.fingerprint, version=version)
 
 
 def _test_accuracy(bench: _Bench) -> float:
@@ -210,6 +245,8 @@ def _restore(task: Task, bench: _Bench, name: str) -> Checkpoint:
     load_state(bench.module, checkpoint.tensors)
     arrays = {key: np.asarray(value, dtype=np.float32) for key, value in checkpoint.learner.items()}
     bench.learner.load_state_dict(LearnerState(arrays=arrays, text=checkpoint.learner_text))
+    identity = _identity(bench.schema, checkpoint.meta.base_version)
+    bench.memory.load(checkpoint.memory, checkpoint.memory_text, identity=identity)
     return checkpoint
 
 
@@ -219,8 +256,15 @@ def _write(task: Task, bench: _Bench, *, accepted: Tensors, meta: CheckpointMeta
     for name, value in tensors.items():
         if not np.isfinite(value).all():
             raise LearningError(f"tensor {name!r} is not finite after learning", hint="lower the learning rate")
+    memory, memory_text = bench.memory.save()
     checkpoint = Checkpoint(
-        tensors=tensors, accepted=accepted, learner=dict(state.arrays), learner_text=state.text, meta=meta
+        tensors=tensors,
+        accepted=accepted,
+        learner=dict(state.arrays),
+        learner_text=state.text,
+        meta=meta,
+        memory=memory,
+        memory_text=memory_text,
     )
     return write_checkpoint(Path(task.checkpoints), checkpoint)
 

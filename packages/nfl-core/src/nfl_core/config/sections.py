@@ -62,6 +62,12 @@ class LearningSection(_Section):
     )
     learning_rate: float = Field(default=0.05, gt=0, allow_inf_nan=False)
     holdout_fraction: float = Field(default=0.15, gt=0, lt=1)
+    replay_bytes: int = Field(
+        default=262_144, ge=0, description="kept on a device of samples that its file no longer holds; 0: nothing"
+    )
+    replay_augment: Literal["none", "shift", "shift-flip"] = Field(
+        default="none", description="how remembered images are changed a little; shift-flip mirrors them too"
+    )
 
 
 class PrivacySection(_Section):

@@ -238,16 +238,22 @@ class ReplayBuffer:
         self.identity = identity
         return dropped
 
-    def refresh(self, logits: Tensor) -> None:
-        """Replace all logits by what the model answers now, float32 [M, K], finite.
+    @property
+    def unanswered(self) -> Tensor:
+        """Places of samples whose logits are not known, int64."""
+        return torch.from_numpy(np.flatnonzero(~self._known))
+
+    def refresh(self, logits: Tensor, *, places: Tensor | None = None) -> None:
+        """Replace logits by what the model answers now, float32 [M, K], finite; at these places, or all.
 
         Raises:
             LearningError: The shape is another, or a value is not finite.
         """
-        if tuple(logits.shape) != self._logits.shape or not bool(torch.isfinite(logits).all()):
-            raise LearningError(f"logits are {list(logits.shape)}, expected finite {list(self._logits.shape)}")
-        self._logits = logits.detach().numpy().astype(np.float32)
-        self._known = np.ones(len(self), np.bool_)
+        at = np.arange(len(self)) if places is None else places.numpy()
+        if tuple(logits.shape) != (len(at), self.num_classes) or not bool(torch.isfinite(logits).all()):
+            raise LearningError(f"logits are {list(logits.shape)}, expected finite {[len(at), self.num_classes]}")
+        self._logits[at] = logits.detach().numpy()
+        self._known[at] = True
 
     def state_dict(self) -> ReplayState:
         """Return a copy of everything; equal buffers give equal states."""
