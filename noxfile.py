@@ -80,7 +80,7 @@ def everything(session: nox.Session) -> str:
     """Return the Python of the shared environment that holds all packages, editable, and the test tools."""
     projects = [*(REPO / "packages" / name / "pyproject.toml" for name in PACKAGES), REPO / "sim/pyproject.toml"]
     editable = [
-        part for name in PACKAGES for part in ("-e", f"packages/{name}" + ("[torch]" if name == "nfl-core" else ""))
+        part for name in PACKAGES for part in ("-e", f"packages/{name}" + ("[torch,drift]" if name == "nfl-core" else ""))
     ]
     python = make_venv(
         TOOLS / "venv",
