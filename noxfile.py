@@ -79,9 +79,8 @@ nox.needs_version = ">=2024.10.9"
 def everything(session: nox.Session) -> str:
     """Return the Python of the shared environment that holds all packages, editable, and the test tools."""
     projects = [*(REPO / "packages" / name / "pyproject.toml" for name in PACKAGES), REPO / "sim/pyproject.toml"]
-    editable = [
-        part for name in PACKAGES for part in ("-e", f"packages/{name}" + ("[torch,drift]" if name == "nfl-core" else ""))
-    ]
+    extras = {"nfl-core": "[torch,drift]"}
+    editable = [part for name in PACKAGES for part in ("-e", f"packages/{name}{extras.get(name, '')}")]
     python = make_venv(
         TOOLS / "venv",
         *editable,
