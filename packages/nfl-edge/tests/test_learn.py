@@ -61,6 +61,7 @@ def merge_request(folder: Path, checkpoint: str) -> MergeRequest:
         base_digest="2" * 64,
         alphas=(1.0, 0.5),
         tolerance=1e9,
+        max_drop=1.0,
         refit_steps=5,
         refit_learning_rate=0.05,
     )

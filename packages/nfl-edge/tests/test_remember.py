@@ -78,6 +78,7 @@ def merge(folder: Path, name: str) -> training.MergeResult:
             base_digest="2" * 64,
             alphas=(1.0,),
             tolerance=1e9,
+            max_drop=1.0,
             refit_steps=5,
             refit_learning_rate=0.05,
         )

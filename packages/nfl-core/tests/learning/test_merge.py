@@ -168,29 +168,34 @@ def test_a_commit_is_never_worse_than_the_tolerance(
     assert report.accepted == (report.alpha > 0)
 
 
-def test_the_refit_starts_from_the_fast_level_that_fits_what_is_published(
-    make_model: MakeModel, make_samples: MakeSamples
+@pytest.mark.parametrize("astray", [True, False])
+def test_the_refit_starts_from_the_fast_level_that_fits_better(
+    make_model: MakeModel, make_samples: MakeSamples, astray: bool
 ) -> None:
-    """With no step of refit and nothing new, the model is again what it was when the version was accepted."""
-    data, settings = make_samples(145, seed=4), LearningSettings(batch_size=16, refit_steps=0, merge_max_drop=1.0)
-    module = trained(make_model(), make_samples(60, seed=3))
+    """With no refit and nothing new, a model that learned wrong labels is again what it was when it accepted."""
+    data, settings = make_samples(105, seed=3), LearningSettings(batch_size=16, refit_steps=0, merge_tolerance=1e9)
+    module, holdout, train = make_model(), Samples(x=data.x[:45], y=data.y[:45]), Samples(x=data.x[45:], y=data.y[45:])
+    if astray:
+        trained(module, train)
     learner = NestedLearner(module, spec=default_spec(), settings=SETTINGS, generator=torch.Generator().manual_seed(2))
     learner.accept()
     then, published = state_of(module), shared_of(module)
-    micro_update(learner, data.x[45:], data.y[45:], prior=label_prior(data.y, num_classes=3), epochs=3)
-    assert not np.array_equal(state_of(module)["private.weight"], then["private.weight"])
+    y = (train.y + 1) % 3 if astray else train.y
+    micro_update(learner, train.x, y, prior=label_prior(y, num_classes=3), epochs=3)
+    learnt = state_of(module)
     report = merge(
         module,
-        incoming=published,
+        incoming=published if astray else shared_of(module),
         schema=schema_of(module, default_spec()),
-        holdout=Samples(x=data.x[:45], y=data.y[:45]),
-        train=Samples(x=data.x[45:], y=data.y[45:]),
-        settings=replace(settings, merge_tolerance=1e9),
+        holdout=holdout,
+        train=train,
+        settings=replace(settings, merge_max_drop=1.0),
         generator=torch.Generator().manual_seed(7),
         fast=learner.rested(),
     )
     assert report.accepted
-    assert all(array.tobytes() == then[name].tobytes() for name, array in state_of(module).items())
+    expected = then if astray else learnt
+    assert all(array.tobytes() == expected[name].tobytes() for name, array in state_of(module).items())
 
 
 def test_the_same_generator_gives_the_same_bytes(make_model: MakeModel, make_samples: MakeSamples) -> None:

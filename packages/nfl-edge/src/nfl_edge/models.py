@@ -157,6 +157,7 @@ class Models:
             base_digest=candidate.digest,
             alphas=rules.alphas,
             tolerance=rules.tolerance,
+            max_drop=rules.max_drop,
             refit_steps=rules.refit_steps,
             refit_learning_rate=rules.refit_learning_rate,
         )

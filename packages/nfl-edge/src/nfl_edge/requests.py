@@ -67,6 +67,7 @@ class MergeRequest(_Line):
     base_digest: str
     alphas: tuple[float, ...]
     tolerance: float
+    max_drop: float
     refit_steps: int
     refit_learning_rate: float
 

@@ -189,6 +189,7 @@ def _merge(bench: _Bench, request: MergeRequest, incoming: Tensors) -> MergeRepo
         bench.settings,
         merge_alphas=request.alphas,
         merge_tolerance=request.tolerance,
+        merge_max_drop=request.max_drop,
         refit_steps=request.refit_steps,
         refit_learning_rate=request.refit_learning_rate,
     )

@@ -90,12 +90,14 @@ class MergeSettings(_Strict):
     Attributes:
         alphas: Shares of the new levels that a merge tries, descending, within (0, 1].
         tolerance: By how much the holdout loss may rise, as a fraction of it.
+        max_drop: By how much the holdout accuracy may fall, 0 to 1.
         refit_steps: Steps of the fast level after the merge.
         refit_learning_rate: Of these steps.
     """
 
     alphas: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(default=(1.0, 0.75, 0.5, 0.25), min_length=1)
     tolerance: float = Field(default=0.05, ge=0, allow_inf_nan=False)
+    max_drop: float = Field(default=0.02, ge=0, le=1, allow_inf_nan=False)
     refit_steps: int = Field(default=20, ge=0)
     refit_learning_rate: float = Field(default=0.05, gt=0, allow_inf_nan=False)
 

@@ -25,8 +25,8 @@ from torch import Tensor
 
 from nfl_core.errors import LearningError, SchemaError
 from nfl_core.learning.model import FloatArray, NestedModel, load_state, state_of
-from nfl_core.learning.objective import Score, score
-from nfl_core.learning.refit import cache_features, refit
+from nfl_core.learning.objective import Score, score, score_logits
+from nfl_core.learning.refit import FeatureCache, cache_features, refit
 from nfl_core.learning.settings import LearningSettings
 from nfl_core.schema import TensorSchema
 
@@ -134,8 +134,8 @@ def merge(
         train: The refit learns from these.
         settings: Shares, tolerance and refit.
         generator: Draws the refit's batches.
-        fast: Private tensors, float32, from which the refit starts, see `NestedLearner.rested`; those of `module` by
-            default. They halve the shock (docs/adr/0007).
+        fast: Private tensors, float32, from which the refit may start, see `NestedLearner.rested`: it does where they
+            fit the training samples better than those of `module` (docs/adr/0007).
 
     Raises:
         SchemaError: `incoming` is not exactly the shared tensors.
@@ -163,12 +163,14 @@ def merge(
         if not isinstance(action, Try):
             break
         shadow = copy.deepcopy(module)
-        load_state(shadow, {**mix(old, incoming, alpha=action.alpha), **(fast or {})}, partial=True)
+        load_state(shadow, mix(old, incoming, alpha=action.alpha), partial=True)
+        cache = cache_features(shadow, train.x, train.y)
+        _start(shadow, cache, fast or {})
         if not trials:
             shock = before.accuracy - score(shadow, holdout.x, holdout.y).accuracy
         refit(
             shadow,
-            cache_features(shadow, train.x, train.y),
+            cache,
             num_steps=num_refit_steps,
             batch_size=settings.batch_size,
             learning_rate=settings.refit_learning_rate,
@@ -190,6 +192,18 @@ def merge(
         refit_steps=num_refit_steps if accepted else 0,
         num_trials=len(trials),
     )
+
+
+def _start(shadow: NestedModel, cache: FeatureCache, fast: Mapping[str, FloatArray]) -> None:
+    """Give the shadow the private level that fits its features better: its own, or `fast`."""
+    own = {name: array for name, array in state_of(shadow).items() if name in fast}
+    losses = []
+    for candidate in (own, fast):
+        load_state(shadow, candidate, partial=True)
+        with torch.no_grad():
+            losses.append(score_logits(cache.generic + shadow.residual(cache.z), cache.y).loss)
+    if not losses[1] < losses[0]:
+        load_state(shadow, own, partial=True)
 
 
 def mix(old: Mapping[str, FloatArray], new: Mapping[str, FloatArray], *, alpha: float) -> dict[str, FloatArray]:
