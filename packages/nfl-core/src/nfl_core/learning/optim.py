@@ -156,8 +156,11 @@ def m3(
     As printed, the three moments are sums that never forget (`forget=False`), so that steps shrink for as long as a
     device lives. By default they are means that decay, with Adam's correction of their bias; the slow one is of means
     of its gradients, of the same size as the fast one. The division by V comes after the orthogonalisation and meets
-    entries whose gradients are next to nothing: with Adam's epsilon of 1e-8 nothing was learned at any rate from 1e-5
-    to 1e-2, with `M3_EPSILON` and rate 1e-4 as much as with Adam.
+    entries whose gradients are next to nothing: with Adam's epsilon of 1e-8 nothing was learned (as printed at rates
+    1e-4, 1e-3 and 1e-2, with decay at 1e-5; one seed). With `M3_EPSILON` one pass over 6,000 images of Fashion-MNIST
+    (reference model, batch 16, three seeds) ends at 81.6 +- 0.9 % (rate 1e-4), Adam at 79.5 +- 1.2 (1e-3), SGD at 78.9
+    +- 0.7 (0.05); without O2 at 81.6 +- 0.4, so in so short a run there is no sign that the slow momentum is of use.
+    As printed: 79.1 +- 1.2 (3e-4). A step costs 2.5 ms of CPU beside the 2.6 of SGD's (tools/benchmarks/step.py).
 
     Args:
         fast_decay: Of O1's momentum, 0 to 1.
