@@ -1,0 +1,1 @@
+"""Streams that change: what is learned, what is forgotten, alone and in a fleet."""
