@@ -142,9 +142,13 @@ def trimmed_mean(rows: Rows, weights: Weights, num_bad: int) -> NDArray[np.float
 
 
 def nnm_trimmed_mean(rows: Rows, weights: Weights, num_bad: int) -> NDArray[np.float64]:
-    """Return the trimmed mean of vectors that were each replaced by the mean of their nearest neighbours."""
-    shares_nn = neighbour_shares(rows, weights, num_bad)
-    return _by_coordinate(rows, lambda block: _trimmed(shares_nn @ block, weights, num_bad))
+    """Return the trimmed mean of vectors that were each replaced by the weighted mean of their nearest neighbours.
+
+    Weights count in the mixing alone: mixed vectors are often equal, and which of two equal ones is trimmed must not
+    decide how much weight goes with it.
+    """
+    shares_nn, alike_n = neighbour_shares(rows, weights, num_bad), np.ones(len(rows))
+    return _by_coordinate(rows, lambda block: _trimmed(shares_nn @ block, alike_n, num_bad))
 
 
 def neighbour_shares(rows: Rows, weights: Weights, num_bad: int) -> NDArray[np.float64]:
