@@ -160,3 +160,16 @@ def test_a_memory_without_room_is_off_and_a_broken_one_is_named(
         with pytest.raises(error):
             learn(tmp_path, path)
     assert load(tmp_path, learn(tmp_path, name, replay_bytes=0)).memory == {}  # switched off: forgotten
+
+
+def test_a_file_of_one_class_teaches_the_private_level_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_digits(tmp_path / "samples.safetensors", classes=range(3, 4))
+    start = first(tmp_path)
+    name = learn(tmp_path, start)
+    before, after = load(tmp_path, start), load(tmp_path, name)
+    assert "one-class" in caplog.text
+    assert same_tensors({t: after.tensors[t] for t in after.accepted}, before.accepted)
+    assert (after.tensors["private.bias"] != before.tensors["private.bias"]).any()
+    write_digits(tmp_path / "samples.safetensors", classes=range(4, 5))  # with the memory there are two classes now
+    again = load(tmp_path, learn(tmp_path, name))
+    assert not same_tensors({t: again.tensors[t] for t in again.accepted}, before.accepted)

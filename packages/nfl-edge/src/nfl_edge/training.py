@@ -6,6 +6,7 @@ so killing it at any moment loses nothing but time. The same request gives the s
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from dataclasses import dataclass, replace
@@ -45,6 +46,8 @@ from nfl_edge.requests import (
 from nfl_edge.sense import Samples, Split, read_samples
 from nfl_edge.store import SUFFIX, Checkpoint, CheckpointMeta, Tensors, load_checkpoint, write_checkpoint
 
+_LOG = logging.getLogger(__name__)
+
 
 @dataclass(slots=True, kw_only=True)
 class _Bench:
@@ -79,6 +82,7 @@ def learn(request: MicroUpdateRequest) -> Learnt:
     samples = _required(bench, request.task)
     train = _merge_samples(samples.train)
     prior = label_prior(train.y, num_classes=request.task.model.num_classes)
+    _protect_shared(bench, train)
     is_rehearsing = bench.memory.rehearse(bench.learner, train)
     report = micro_update(bench.learner, train.x, train.y, prior=prior, refit_steps=0 if is_rehearsing else None)
     if is_rehearsing:
@@ -203,6 +207,16 @@ def _merge(bench: _Bench, request: MergeRequest, incoming: Tensors) -> MergeRepo
         generator=bench.learner.generator,
         fast=bench.learner.rested(),
     )
+
+
+def _protect_shared(bench: _Bench, train: MergeSamples) -> None:
+    """Let the private level alone learn from a file of one class, as the gate of a stream does."""
+    scopes = {level.name: level.scope for level in bench.learner.spec.levels}
+    shared = [name for name, scope in scopes.items() if scope.is_shared]
+    num_classes = len(set(bench.memory.with_lost_train(train).y.tolist()))
+    if num_classes < 2 and len(shared) < len(scopes):
+        _LOG.warning("one-class: the samples show a single class; private levels learn, shared ones are protected")
+        bench.learner.hold(*shared)
 
 
 def _refit(bench: _Bench, samples: MergeSamples) -> None:
