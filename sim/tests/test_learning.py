@@ -15,8 +15,8 @@ from nfl_core.learning import LearningSettings, create_model, default_spec, sche
 from nfl_core.levels import Scope
 from nfl_sim.data.fashion import DataSet
 from nfl_sim.learning import run, scenes
-from nfl_sim.learning.methods import METHODS, blocks, levels, method_of
 from nfl_sim.learning.merges import measure_merges
+from nfl_sim.learning.methods import METHODS, blocks, levels, method_of
 from nfl_sim.learning.page import render
 from nfl_sim.learning.partition import dirichlet, halves, pathological
 from nfl_sim.learning.plan import PLANS, Section, plan_of
