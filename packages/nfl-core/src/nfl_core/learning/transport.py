@@ -87,11 +87,12 @@ class FewBits:
         return arrived, self._bytes(np.concatenate(counts))
 
     def summed(self, mean: Mapping[str, FloatArray]) -> None:
-        """Let each scale follow the norm of its mean; it is at most halved or doubled at a time."""
+        """Let each scale follow the root of what the norm of its mean changed, by 1.4 at most."""
         for name, array in mean.items():
             norm, before = _rms(array), self._norms.get(name, 0.0)
             if before > 0 and norm > 0:
-                self._scales[name] = max(MIN_SCALE, self._scales[name] * min(2.0, max(0.5, norm / before)))
+                # The mean shrinks faster than its parts where owners pull apart, hence the root (docs/adr/0007).
+                self._scales[name] = max(MIN_SCALE, self._scales[name] * min(2.0, max(0.5, norm / before)) ** 0.5)
             self._norms[name] = norm
 
     def _bytes(self, q_P: np.ndarray[tuple[int, ...], np.dtype[np.int32]]) -> int:
