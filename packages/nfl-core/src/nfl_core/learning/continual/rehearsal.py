@@ -31,7 +31,7 @@ from nfl_core.learning.objective import label_prior
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RehearsalSettings:
-    """How remembered samples take part; defaults as measured in docs/adr/0010.
+    """How remembered samples take part; defaults as measured in docs/adr/0009.
 
     Attributes:
         num_replayed: Samples drawn a step, R >= 1.
