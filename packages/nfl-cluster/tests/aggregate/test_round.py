@@ -111,7 +111,7 @@ def test_a_learned_scope_pools_regions_that_are_alike(apart: float, low: float, 
         rule="mean",
         max_attacker_fraction=0.0,
         remembered={},
-        learned_scope=True,
+        own_shares={},
     )
     share = outcome.own_shares["skill"]
     assert low <= share <= high
@@ -124,3 +124,16 @@ def test_a_learned_scope_pools_regions_that_are_alike(apart: float, low: float, 
         assert outcome.moved[region][BODY].tobytes() == apart_moved[region][BODY].tobytes()
     empty = outcome.moved[RegionId("empty")]
     np.testing.assert_allclose(empty[MIDDLE], (1 - share) * common, atol=1e-5)
+
+
+def test_what_was_once_a_regions_own_stays_so_and_one_batch_a_region_tells_nothing() -> None:
+    def own_share(batches: list[Measured], remembered: dict[str, float]) -> float:
+        rules = {"rule": "mean", "max_attacker_fraction": 0.0, "remembered": {}, "own_shares": remembered}
+        return combine_batches(batches, schema=SCHEMA, regions=[NORTH, SOUTH], **rules).own_shares["skill"]
+
+    alike = [_noisy(f"{r}{i}", r, centre=0.0, seed=s + i) for r, s in ((NORTH, 0), (SOUTH, 10)) for i in range(4)]
+    assert own_share(alike, {}) < 0.7
+    assert own_share(alike, {"skill": 0.7}) == 0.7
+    assert own_share([alike[0], alike[4]], {"skill": 0.2}) == 0.2
+    apart = [alike[0], alike[1], _noisy("s", SOUTH, centre=9.0, seed=3)]
+    assert own_share(apart, {"skill": 0.2}) > 0.9

@@ -6,6 +6,9 @@ far the regional means lie apart, against how far chance alone would set them, w
     own share = 1 - (scatter of a regional mean by chance) / (scatter of the regional means), held to [0, 1]
     region's step = common mean + own share * (regional mean - common mean)
 
+Displacements tell whether regions differ only while their models are alike: later each region has its own way, and what
+is left looks like chance. So what was once found to be a region's own stays its own: callers keep the largest share.
+
 Where regions are alike the own share is near 0 and the level learns from the whole fleet; where they differ it goes
 to 1.
 
@@ -36,10 +39,16 @@ class Unit:
     weight: float
 
 
+def can_tell(regions: Mapping[str, Sequence[Unit]]) -> bool:
+    """Whether chance can be told from difference: two regions have units, and one of them has two."""
+    filled = [units for units in regions.values() if units]
+    return len(filled) > 1 and any(len(units) > 1 for units in filled)
+
+
 def own_share(regions: Mapping[str, Sequence[Unit]]) -> float:
     """Return how much of a regional mean is the region's own, 0 to 1.
 
-    With one region, or when no region has two units, nothing tells chance from difference; then it keeps its own, 1.
+    Where nothing can be told (see `can_tell`) regions keep their own, 1.
 
     Args:
         regions: Units by region; a region without units counts for nothing.
@@ -59,8 +68,8 @@ def own_share(regions: Mapping[str, Sequence[Unit]]) -> float:
     return float(np.clip(1.0 - np.mean(chances) / apart, 0.0, 1.0)) if apart > 0 else 0.0
 
 
-def pool(regions: Mapping[str, Sequence[Unit]]) -> tuple[dict[str, NDArray[np.float64]], float]:
-    """Return each region's step, float64 [P], and the own share that made it.
+def pool(regions: Mapping[str, Sequence[Unit]], *, least: float = 0.0) -> tuple[dict[str, NDArray[np.float64]], float]:
+    """Return each region's step, float64 [P], and the own share that made it, at least the largest so far, `least`.
 
     A region without units takes of the common mean what is not regions' own.
 
@@ -70,7 +79,7 @@ def pool(regions: Mapping[str, Sequence[Unit]]) -> tuple[dict[str, NDArray[np.fl
     everybody = [unit for units in regions.values() for unit in units]
     if not everybody:
         raise DeltaError("no region has a unit, expected at least one")
-    share = own_share(regions)
+    share = max(least, own_share(regions))
     common_P = _mean(everybody)
     steps = {
         region: common_P + share * (_mean(units) - common_P) if units else (1.0 - share) * common_P

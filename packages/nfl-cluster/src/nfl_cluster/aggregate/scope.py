@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from nfl_cluster.aggregate.buffer import Measured
 from nfl_core.ids import RegionId
 from nfl_core.levels import Scope
-from nfl_core.pooling import Unit, own_share
+from nfl_core.pooling import Unit, can_tell, own_share
 from nfl_core.schema import TensorSchema
 
 
@@ -27,6 +27,7 @@ def pool_regions(
     batches: Sequence[Measured],
     weights_n: NDArray[np.float64],
     schema: TensorSchema,
+    remembered: Mapping[str, float],
 ) -> tuple[dict[RegionId, NDArray[np.float32]], dict[str, float]]:
     """Draw regional values towards the whole fleet's, as far as regions are alike.
 
@@ -36,9 +37,11 @@ def pool_regions(
         batches: What both were made of.
         weights_n: How much each batch counted, >= 0.
         schema: Says which values make a level.
+        remembered: The largest share of each regional level so far: what was once a region's own stays its own.
 
     Returns:
-        The displacements, and by regional level the share that is a region's own, 0 to 1.
+        The displacements, and by regional level the largest share so far that is a region's own, 0 to 1. Where the
+        batches tell nothing, each region keeps its own this time, and nothing is remembered of it.
     """
     pooled = {region: moved_P.copy() for region, moved_P in own.items()}
     shares: dict[str, float] = {}
@@ -49,11 +52,11 @@ def pool_regions(
         for number in counting:
             part_P = np.concatenate([batches[number].mean_P[span] for span in spans])
             units.setdefault(batches[number].region, []).append(Unit(mean_P=part_P, weight=float(weights_n[number])))
-        shares[level] = own_share(units)
+        least = remembered.get(level, 0.0)
+        share = max(least, own_share(units))
+        shares[level] = share if can_tell(units) else least
         for moved_P in pooled.values():
             for span in spans:
                 # A region without a batch stands at 0, so of the common step it takes what is not regions' own.
-                moved_P[span] = common_P[span] * np.float32(1.0 - shares[level]) + moved_P[span] * np.float32(
-                    shares[level]
-                )
+                moved_P[span] = common_P[span] * np.float32(1.0 - share) + moved_P[span] * np.float32(share)
     return pooled, shares

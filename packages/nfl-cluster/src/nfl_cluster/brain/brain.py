@@ -221,7 +221,7 @@ class Brain:
             max_attacker_fraction=self._config.root.max_attacker_fraction,
             remembered=state.norms,
             shadow_P=shadow_P,
-            learned_scope=self._config.root.learned_scope,
+            own_shares=state.own_shares if self._config.root.learned_scope else None,
         )
         names = sorted(batch.batch_id for batch in chosen)
         candidate_id = digest_of("|".join((str(content.version), *names)).encode())[:32]
@@ -245,6 +245,7 @@ class Brain:
             }
             state.scores_number += 1
         state.norms = dict(outcome.norms)
+        state.own_shares = dict(outcome.own_shares)
         state.candidate = Candidate(
             candidate_id=candidate_id,
             base_version=content.version,

@@ -80,6 +80,7 @@ class RootState(_Part):
         buffer: Batches for the next candidate.
         finished: Batch id -> "used" or "dropped"; what arrives about them again changes nothing.
         norms: Norms of batch means seen lately, by scope.
+        own_shares: How much of each regional level is the regions' own, by level, 0 to 1.
         scores: How odd the batches of the newest candidate are, by batch, in the order of `RoundScores`.
         scores_number: Grows with every round that was scored.
         candidate: Being judged, or the last one.
@@ -102,6 +103,7 @@ class RootState(_Part):
     buffer: list[Buffered] = Field(default_factory=list)
     finished: dict[str, str] = Field(default_factory=dict)
     norms: dict[str, tuple[float, ...]] = Field(default_factory=dict)
+    own_shares: dict[str, float] = Field(default_factory=dict)
     scores: dict[str, tuple[float, float]] = Field(default_factory=dict)
     scores_number: int = 0
     candidate: Candidate | None = None

@@ -30,7 +30,7 @@ from nfl_core.learning.settings import LearningSettings
 from nfl_core.learning.strategies import Member, Strategy
 from nfl_core.learning.transport import Transport, Whole
 from nfl_core.levels import Scope
-from nfl_core.pooling import Unit, pool
+from nfl_core.pooling import Unit, can_tell, pool
 from nfl_core.schema import TensorSpec
 
 
@@ -129,7 +129,7 @@ class Cohort:
         }
         self.num_rounds = 0
         self.learned_scope = learned_scope
-        self.own_shares: dict[str, float] = {}  # of each regional level, in the last round
+        self.own_shares: dict[str, float] = {}  # of each regional level, the largest so far
 
     def _join(self, place: int, owner: Owner, settings: LearningSettings, seed: int) -> Member:
         module = self.models[place]
@@ -193,7 +193,9 @@ class Cohort:
             for place, parts in arrived.items():
                 flat_P = np.concatenate([parts[name].ravel() for name in names])
                 units[self.owners[place].region].append(Unit(mean_P=flat_P, weight=self._weights[place]))
-            steps, self.own_shares[level] = pool(units)
+            steps, share = pool(units, least=self.own_shares.get(level, 0.0))
+            if can_tell(units):
+                self.own_shares[level] = share
             for region, step_P in steps.items():
                 held, at = self.published[region], 0
                 for name in names:

@@ -62,7 +62,8 @@ class Outcome:
         bounded: Which parts of which batches were pushed down.
         degraded: Where the rule promises less than it was asked for.
         norms: Norms to remember, by scope, newest last.
-        own_shares: By regional level, how much of it was the regions' own, 0 to 1; empty unless scope is learned.
+        own_shares: By regional level, how much of it is the regions' own, 0 to 1, to be remembered; empty unless scope
+            is learned.
     """
 
     moved: Mapping[RegionId, NDArray[np.float32]]
@@ -81,7 +82,7 @@ def combine_batches(
     max_attacker_fraction: float,
     remembered: Mapping[str, Sequence[float]],
     shadow_P: NDArray[np.float32] | None = None,
-    learned_scope: bool = False,
+    own_shares: Mapping[str, float] | None = None,
 ) -> Outcome:
     """Combine batches by a rule, scope by scope.
 
@@ -93,7 +94,8 @@ def combine_batches(
         max_attacker_fraction: Of the devices, in [0, 0.5).
         remembered: `norms` of the last outcome; empty at first.
         shadow_P: The root's shadow update, float32 [P]; for `SHADOW_TRUST`.
-        learned_scope: Let regional levels be pooled as far as regions are alike.
+        own_shares: Those of the last outcome, empty at first, to let regional levels be pooled as far as regions are
+            alike; None: each region for itself.
 
     Raises:
         ConfigError: There is no such rule.
@@ -116,12 +118,14 @@ def combine_batches(
         moved[region] = shared_P.copy()
         own = [number for number, batch in enumerate(batches) if batch.region == region]
         mixer.mix([batches[n] for n in own], weights_n[own], moved[region], scope=Scope.REGION, region=region)
-    own_shares: dict[str, float] = {}
-    if learned_scope and schema.slices(Scope.REGION):
+    shares: dict[str, float] = {}
+    if own_shares is not None and schema.slices(Scope.REGION):
         common_P = np.zeros(schema.num_shared, np.float32)
         mixer.mix(batches, weights_n, common_P, scope=Scope.REGION, region="")
-        moved, own_shares = pool_regions(moved, common_P, batches=batches, weights_n=weights_n, schema=schema)
-    return Outcome(moved=moved, bounded=bounded, degraded=tuple(mixer.degraded), norms=norms, own_shares=own_shares)
+        moved, shares = pool_regions(
+            moved, common_P, batches=batches, weights_n=weights_n, schema=schema, remembered=own_shares
+        )
+    return Outcome(moved=moved, bounded=bounded, degraded=tuple(mixer.degraded), norms=norms, own_shares=shares)
 
 
 class _Mixer:
