@@ -20,10 +20,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from nfl_core.errors import ConfigError
 from nfl_core.learning import (
+    FourRooms,
     LearningSettings,
     NestedLearner,
     NestedModel,
@@ -53,15 +54,13 @@ BATCH = 512  # of scoring
 Say = Callable[[str], None]
 
 
-class WideCnn(NestedModel):
+class WideCnn(FourRooms):
     """1.03 million parameters for 28 x 28 grey images: what a cluster can run and most devices cannot."""
 
     def __init__(self, *, num_classes: int, input_shape: tuple[int, ...]) -> None:
-        super().__init__()
         if len(input_shape) != 3 or min(input_shape) < 1 or num_classes < 2:
             raise ConfigError(f"wide-cnn got {num_classes} classes of shape {input_shape}, expected >= 2 of (C, H, W)")
-        self.num_classes, self.input_shape = num_classes, tuple(input_shape)
-        self.body = nn.Sequential(
+        body = nn.Sequential(
             nn.Conv2d(input_shape[0], 32, 5, stride=2, padding=2),
             nn.GroupNorm(8, 32),
             nn.ReLU(),
@@ -76,23 +75,7 @@ class WideCnn(NestedModel):
             nn.ReLU(),
             nn.Flatten(),
         )
-        with torch.no_grad():
-            width = int(self.body(torch.zeros(1, *input_shape)).shape[1])
-        self.middle = nn.Sequential(nn.Linear(width, HIDDEN), nn.ReLU())
-        self.head = nn.Linear(HIDDEN, num_classes)
-        self.private = nn.Linear(HIDDEN, num_classes)
-        nn.init.zeros_(self.private.weight)
-        nn.init.zeros_(self.private.bias)
-
-    def features(self, x_BCHW: Tensor) -> Tensor:
-        """Return float32 [B, 384] from float32 [B, C, H, W]."""
-        z_BD: Tensor = self.middle(self.body(x_BCHW))
-        return z_BD
-
-    def generic(self, z_BD: Tensor) -> Tensor:
-        """Return the shared logits, float32 [B, K], from float32 [B, 384]."""
-        logits_BK: Tensor = self.head(z_BD)
-        return logits_BK
+        super().__init__(body, num_classes=num_classes, input_shape=input_shape, hidden=HIDDEN)
 
 
 def wide_cnn(num_classes: int, input_shape: tuple[int, ...]) -> WideCnn:

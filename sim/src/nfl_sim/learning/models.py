@@ -12,21 +12,18 @@ import torch
 from torch import Tensor, nn
 
 from nfl_core.errors import ConfigError
-from nfl_core.learning import NestedModel
+from nfl_core.learning import FourRooms
 
 HIDDEN = 512
 
 
-class PublishedCnn(NestedModel):
+class PublishedCnn(FourRooms):
     """Two convolutions with pooling, one hidden layer, one head; inputs [C, H, W] with H and W of at least 16."""
 
     def __init__(self, *, num_classes: int, input_shape: tuple[int, ...]) -> None:
-        super().__init__()
         if len(input_shape) != 3 or min(input_shape[1:]) < 16 or num_classes < 2:
             raise ConfigError(f"published-cnn got {num_classes} classes of shape {input_shape}, expected images >= 16")
-        self.num_classes = num_classes
-        self.input_shape = tuple(input_shape)
-        self.body = nn.Sequential(
+        body = nn.Sequential(
             nn.Conv2d(input_shape[0], 32, 5),
             nn.ReLU(),
             nn.MaxPool2d(2),
@@ -35,23 +32,11 @@ class PublishedCnn(NestedModel):
             nn.MaxPool2d(2),
             nn.Flatten(),
         )
-        with torch.no_grad():
-            width = int(self.body(torch.zeros(1, *input_shape)).shape[1])
-        self.middle = nn.Sequential(nn.Linear(width, HIDDEN), nn.ReLU())
-        self.head = nn.Linear(HIDDEN, num_classes)
-        self.private = nn.Linear(HIDDEN, num_classes)
-        nn.init.zeros_(self.private.weight)
-        nn.init.zeros_(self.private.bias)
+        super().__init__(body, num_classes=num_classes, input_shape=input_shape, hidden=HIDDEN)
 
     def features(self, x_BCHW: Tensor) -> Tensor:
         """Return float32 [B, 512]."""
-        z_BD: Tensor = self.middle(self.body(x_BCHW.contiguous(memory_format=torch.channels_last)))
-        return z_BD
-
-    def generic(self, z_BD: Tensor) -> Tensor:
-        """Return the shared logits, float32 [B, K]."""
-        logits_BK: Tensor = self.head(z_BD)
-        return logits_BK
+        return super().features(x_BCHW.contiguous(memory_format=torch.channels_last))
 
 
 def published_cnn(num_classes: int, input_shape: tuple[int, ...]) -> PublishedCnn:

@@ -20,7 +20,7 @@ from nfl_core.learning.model import ModelError, NestedModel, create_model, load_
 from nfl_core.learning.nested import WrappedModel, nested, propose_spec
 from nfl_core.learning.norms import with_group_norm
 from nfl_core.learning.objective import Score, joint_loss, label_prior, plain_loss, score, score_logits, separate_loss
-from nfl_core.learning.reference import SmallCnn, default_levels, default_spec, small_cnn
+from nfl_core.learning.reference import FourRooms, SmallCnn, default_levels, default_spec, small_cnn
 from nfl_core.learning.refit import FeatureCache, cache_features, refit
 from nfl_core.learning.settings import LearningSettings
 from nfl_core.learning.strategies import (
@@ -56,6 +56,7 @@ __all__ = [
     "FedRep",
     "FedRod",
     "FewBits",
+    "FourRooms",
     "GatedNested",
     "LearnerState",
     "LearningSettings",

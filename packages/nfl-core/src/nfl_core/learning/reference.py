@@ -17,16 +17,47 @@ from nfl_core.levels import Level, NestedSpec
 HIDDEN = 64
 
 
-class SmallCnn(NestedModel):
-    """The four rooms body, middle, head and private, for inputs [C, H, W]."""
+class FourRooms(NestedModel):
+    """The usual shape of a nested model: a body, one hidden layer, a shared head and a private residual head of zeros.
 
-    def __init__(self, *, num_classes: int, input_shape: tuple[int, ...]) -> None:
+    Args:
+        body: Makes float32 [B, D] of float32 [B, *input_shape]; may be of any kind.
+        num_classes: Number of classes K.
+        input_shape: Shape of one input, (channels, height, width).
+        hidden: Width of the hidden layer, which both heads see.
+    """
+
+    def __init__(self, body: nn.Module, *, num_classes: int, input_shape: tuple[int, ...], hidden: int) -> None:
         super().__init__()
-        if len(input_shape) != 3 or min(input_shape) < 1 or num_classes < 2:
-            raise ConfigError(f"small-cnn got {num_classes} classes of shape {input_shape}, expected >= 2 of (C, H, W)")
         self.num_classes = num_classes
         self.input_shape = tuple(input_shape)
-        self.body = nn.Sequential(
+        self.body = body
+        with torch.no_grad():
+            width = int(body(torch.zeros(1, *input_shape)).shape[1])
+        self.middle = nn.Sequential(nn.Linear(width, hidden), nn.ReLU())
+        self.head = nn.Linear(hidden, num_classes)
+        self.private = nn.Linear(hidden, num_classes)
+        nn.init.zeros_(self.private.weight)
+        nn.init.zeros_(self.private.bias)
+
+    def features(self, x_BCHW: Tensor) -> Tensor:
+        """Return float32 [B, hidden] from float32 [B, C, H, W]."""
+        z_BD: Tensor = self.middle(self.body(x_BCHW))
+        return z_BD
+
+    def generic(self, z_BD: Tensor) -> Tensor:
+        """Return the shared logits, float32 [B, K], from float32 [B, hidden]."""
+        logits_BK: Tensor = self.head(z_BD)
+        return logits_BK
+
+
+class SmallCnn(FourRooms):
+    """Three strided convolutions with GroupNorm, for inputs [C, H, W]."""
+
+    def __init__(self, *, num_classes: int, input_shape: tuple[int, ...]) -> None:
+        if len(input_shape) != 3 or min(input_shape) < 1 or num_classes < 2:
+            raise ConfigError(f"small-cnn got {num_classes} classes of shape {input_shape}, expected >= 2 of (C, H, W)")
+        body = nn.Sequential(
             nn.Conv2d(input_shape[0], 16, 5, stride=2, padding=2),
             nn.GroupNorm(4, 16),
             nn.ReLU(),
@@ -38,23 +69,7 @@ class SmallCnn(NestedModel):
             nn.ReLU(),
             nn.Flatten(),
         )
-        with torch.no_grad():
-            width = int(self.body(torch.zeros(1, *input_shape)).shape[1])
-        self.middle = nn.Sequential(nn.Linear(width, HIDDEN), nn.ReLU())
-        self.head = nn.Linear(HIDDEN, num_classes)
-        self.private = nn.Linear(HIDDEN, num_classes)
-        nn.init.zeros_(self.private.weight)
-        nn.init.zeros_(self.private.bias)
-
-    def features(self, x_BCHW: Tensor) -> Tensor:
-        """Return float32 [B, 64] from float32 [B, C, H, W]."""
-        z_BD: Tensor = self.middle(self.body(x_BCHW))
-        return z_BD
-
-    def generic(self, z_BD: Tensor) -> Tensor:
-        """Return the shared logits, float32 [B, K], from float32 [B, 64]."""
-        logits_BK: Tensor = self.head(z_BD)
-        return logits_BK
+        super().__init__(body, num_classes=num_classes, input_shape=input_shape, hidden=HIDDEN)
 
 
 def small_cnn(num_classes: int, input_shape: tuple[int, ...]) -> SmallCnn:

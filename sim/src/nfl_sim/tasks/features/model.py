@@ -9,43 +9,26 @@ from __future__ import annotations
 
 import math
 
-from torch import Tensor, nn
+from torch import nn
 
 from nfl_core.errors import ConfigError
-from nfl_core.learning import NestedModel
+from nfl_core.learning import FourRooms
 
 ADAPTED, HIDDEN = 32, 64
 
 
-class FeatureNet(NestedModel):
+class FeatureNet(FourRooms):
     """The four rooms body, middle, head and private, for inputs [C, H, W] that are features, most often [D, 1, 1]."""
 
     def __init__(self, *, num_classes: int, input_shape: tuple[int, ...]) -> None:
-        super().__init__()
         if len(input_shape) != 3 or min(input_shape) < 1 or num_classes < 2:
             raise ConfigError(
                 f"feature-net got {num_classes} classes of shape {input_shape}, expected >= 2 of (C, H, W)"
             )
-        self.num_classes = num_classes
-        self.input_shape = tuple(input_shape)
         width = math.prod(input_shape)
         # Each image's features to mean 0 and deviation 1, without parameters.
-        self.body = nn.Sequential(nn.Flatten(), nn.GroupNorm(1, width, affine=False), nn.Linear(width, ADAPTED))
-        self.middle = nn.Sequential(nn.ReLU(), nn.Linear(ADAPTED, HIDDEN), nn.ReLU())
-        self.head = nn.Linear(HIDDEN, num_classes)
-        self.private = nn.Linear(HIDDEN, num_classes)
-        nn.init.zeros_(self.private.weight)
-        nn.init.zeros_(self.private.bias)
-
-    def features(self, x_BCHW: Tensor) -> Tensor:
-        """Return float32 [B, 64] from float32 [B, C, H, W]."""
-        z_BD: Tensor = self.middle(self.body(x_BCHW))
-        return z_BD
-
-    def generic(self, z_BD: Tensor) -> Tensor:
-        """Return the shared logits, float32 [B, K], from float32 [B, 64]."""
-        logits_BK: Tensor = self.head(z_BD)
-        return logits_BK
+        body = nn.Sequential(nn.Flatten(), nn.GroupNorm(1, width, affine=False), nn.Linear(width, ADAPTED), nn.ReLU())
+        super().__init__(body, num_classes=num_classes, input_shape=input_shape, hidden=HIDDEN)
 
 
 def feature_net(num_classes: int, input_shape: tuple[int, ...]) -> FeatureNet:

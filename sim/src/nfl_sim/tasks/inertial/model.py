@@ -6,51 +6,32 @@ About 42 thousand parameters: three strided convolutions along time with GroupNo
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from nfl_core.errors import ConfigError
-from nfl_core.learning import NestedModel
+from nfl_core.learning import FourRooms
 
 WIDTH, HIDDEN, NUM_PARTS = 48, 64, 5
 SHORTEST = 8 * NUM_PARTS  # readings: three strides of two, then one value a part
 
 
-class WatchCnn(NestedModel):
+class WatchCnn(FourRooms):
     """The four rooms body, middle, head and private, for inputs [C, 1, W]."""
 
     def __init__(self, *, num_classes: int, input_shape: tuple[int, ...]) -> None:
-        super().__init__()
         if len(input_shape) != 3 or input_shape[1] != 1 or input_shape[2] % SHORTEST or num_classes < 2:
             raise ConfigError(
                 f"watch-cnn got {num_classes} classes of shape {input_shape}, "
                 f"expected >= 2 of (C, 1, a multiple of {SHORTEST})"
             )
-        self.num_classes = num_classes
-        self.input_shape = tuple(input_shape)
-        self.body = nn.Sequential(
+        body = nn.Sequential(
             *_block(input_shape[0], kernel=9),
             *_block(WIDTH, kernel=5),
             *_block(WIDTH, kernel=5),
             nn.AvgPool2d((1, input_shape[2] // SHORTEST)),
             nn.Flatten(),
         )
-        self.middle = nn.Sequential(nn.Linear(NUM_PARTS * WIDTH, HIDDEN), nn.ReLU())
-        self.head = nn.Linear(HIDDEN, num_classes)
-        self.private = nn.Linear(HIDDEN, num_classes)
-        with torch.no_grad():
-            for parameter in self.private.parameters():
-                parameter.zero_()
-
-    def features(self, x_BCHW: Tensor) -> Tensor:
-        """Return float32 [B, 64] from float32 [B, C, 1, W]."""
-        z_BD: Tensor = self.middle(self.body(x_BCHW))
-        return z_BD
-
-    def generic(self, z_BD: Tensor) -> Tensor:
-        """Return the shared logits, float32 [B, K], from float32 [B, 64]."""
-        logits_BK: Tensor = self.head(z_BD)
-        return logits_BK
+        super().__init__(body, num_classes=num_classes, input_shape=input_shape, hidden=HIDDEN)
 
 
 def _block(channels: int, *, kernel: int) -> tuple[nn.Module, ...]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from nfl_core.errors import ConfigError
-from nfl_core.learning import NestedModel
+from nfl_core.learning import FourRooms
 
 NUM_GOAL_FEATURES = 3
 HIDDEN = 64
@@ -45,36 +45,17 @@ class Around(nn.Module):
         return torch.cat([found_BD, x_B1L[:, 0, self.num_beams :]], dim=1)
 
 
-class LidarNet(NestedModel):
+class LidarNet(FourRooms):
     """The four rooms body, middle, head and private, for inputs [1, 1, beams + 3]."""
 
     def __init__(self, *, num_classes: int, input_shape: tuple[int, ...]) -> None:
-        super().__init__()
         least = MIN_BEAMS + NUM_GOAL_FEATURES
         if len(input_shape) != 3 or input_shape[:2] != (1, 1) or input_shape[2] < least or num_classes < 2:
             raise ConfigError(
                 f"lidar-net got {num_classes} classes of shape {input_shape}, expected >= 2 of (1, 1, >= {least})"
             )
-        self.num_classes = num_classes
-        self.input_shape = tuple(input_shape)
-        self.body = Around(input_shape[2] - NUM_GOAL_FEATURES)
-        with torch.no_grad():
-            width = int(self.body(torch.zeros(1, *input_shape)).shape[1])
-        self.middle = nn.Sequential(nn.Linear(width, HIDDEN), nn.ReLU())
-        self.head = nn.Linear(HIDDEN, num_classes)
-        self.private = nn.Linear(HIDDEN, num_classes)
-        nn.init.zeros_(self.private.weight)
-        nn.init.zeros_(self.private.bias)
-
-    def features(self, x_BCHW: Tensor) -> Tensor:
-        """Return float32 [B, 64] from float32 [B, 1, 1, beams + 3]."""
-        z_BD: Tensor = self.middle(self.body(x_BCHW))
-        return z_BD
-
-    def generic(self, z_BD: Tensor) -> Tensor:
-        """Return the shared logits, float32 [B, K], from float32 [B, 64]."""
-        logits_BK: Tensor = self.head(z_BD)
-        return logits_BK
+        body = Around(input_shape[2] - NUM_GOAL_FEATURES)
+        super().__init__(body, num_classes=num_classes, input_shape=input_shape, hidden=HIDDEN)
 
 
 def lidar_net(num_classes: int, input_shape: tuple[int, ...]) -> LidarNet:
