@@ -24,7 +24,7 @@ def main(*arguments: object) -> None:
     parser.add_argument("--scenes", nargs="*", default=[], help="only these scenes")
     parser.add_argument("--methods", nargs="*", default=[], help="only these methods")
     parser.add_argument("--out", type=Path, default=Path(".nfl/learning"), help="results, tables and page stand here")
-    parser.add_argument("--cache", type=Path, default=Path(".nfl/data/fashion-mnist"), help="keeps the images")
+    parser.add_argument("--cache", type=Path, default=Path(".nfl/data"), help="keeps the images")
     chosen = parser.parse_args([str(argument) for argument in arguments])
     sections = plan_of(chosen.plan, only_scenes=chosen.scenes, only_methods=chosen.methods)
     wanted = [key for section in sections for key in section.runs(range(chosen.seeds))]

@@ -10,7 +10,7 @@ from nfl_sim.learning.merges import measure_merges
 from nfl_sim.learning.run import measure
 
 SCENES = ("dir-0.1", "dir-0.5", "dir-5")
-CACHE = Path(".nfl/data/fashion-mnist")
+CACHE = Path(".nfl/data")
 
 
 def main(seeds: int = 1) -> None:

@@ -99,7 +99,7 @@ def fluke_python() -> Path:
 
 def draw_owners(seed: int) -> dict[str, np.ndarray]:
     """Return `PLACE.SPLIT.AXIS` arrays; x float32 [N, 1, 28, 28] within [0, 1], y int64 [N]."""
-    data = load_images(REPO / ".nfl/data/fashion-mnist")
+    data = load_images(REPO / ".nfl/data")
     shares = share_out(
         data,
         num_owners=NUM_OWNERS,

@@ -23,7 +23,7 @@ from nfl_sim.attacks.versions import KINDS, Workshop, offer
 from nfl_sim.attacks.world import World, make_world
 
 NUM_VERSIONS = 10
-CACHE = Path(__file__).resolve().parents[2] / ".nfl/data/fashion-mnist"
+CACHE = Path(__file__).resolve().parents[2] / ".nfl/data"
 DEFENCES = {
     "mean": FleetSettings(rule="mean", with_gate=False),
     "mean, merge gate": FleetSettings(rule="mean"),
