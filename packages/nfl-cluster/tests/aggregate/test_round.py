@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from nfl_cluster.aggregate.buffer import Measured, staleness_weight
 from nfl_cluster.aggregate.robust import bound_norms, combine_batches
-from nfl_cluster.aggregate.server import server_step
 from nfl_core.config import DEFAULT_LEVELS
 from nfl_core.ids import BatchId, RegionId
 from nfl_core.levels import NestedSpec, Scope
@@ -82,15 +81,6 @@ def test_the_bound_remembers_and_cannot_be_raised_by_one_attacker() -> None:
 
 def test_with_two_norms_there_is_nothing_to_compare_with() -> None:
     assert not bound_norms([_batch("a", 0.1), _batch("b", 9.0)], schema=SCHEMA, remembered={}).bounded
-
-
-def test_the_server_step_with_rate_one_and_no_momentum_is_plain_averaging() -> None:
-    current, moved = np.float32([1, 2]), np.float32([0.5, -0.5])
-    new, velocity = server_step(current, moved, None, learning_rate=1.0, momentum=0.0)
-    assert new.tolist() == [1.5, 1.5]
-    new, velocity = server_step(new, moved, velocity, learning_rate=1.0, momentum=0.5)
-    assert velocity.tolist() == [0.75, -0.75]
-    assert new.tolist() == [2.25, 0.75]
 
 
 def _noisy(name: str, region: RegionId, *, centre: float, seed: int) -> Measured:

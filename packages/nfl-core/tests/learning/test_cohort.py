@@ -50,6 +50,36 @@ def test_scopes_decide_with_whom_a_level_is_averaged(make_model: MakeModel, make
             assert (values[0], values[1]) == (values[2], values[3])
 
 
+def test_the_servers_velocity_is_kept_for_each_region(make_model: MakeModel, make_samples: MakeSamples) -> None:
+    owners, name = owners_of(make_samples), "middle.0.weight"
+    plain, fast = (
+        Cohort(make_model, strategy=Nested(), settings=SETTINGS, owners=owners, seed=0, server_momentum=momentum)
+        for momentum in (0.0, 0.5)
+    )
+    start = state_of(make_model())[name]
+    for cohort in (plain, fast):
+        cohort.run_round()
+    for region in ("region-0", "region-1"):
+        moved = plain.published[region][name] - start
+        np.testing.assert_allclose(fast.published[region][name], start + np.float32(1.5) * moved, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(("rate", "momentum"), [(0.0, 0.5), (1.0, 1.0), (1.0, -0.1), (float("nan"), 0.0)])
+def test_a_server_that_could_not_settle_is_refused(
+    make_model: MakeModel, make_samples: MakeSamples, rate: float, momentum: float
+) -> None:
+    with pytest.raises(LearningError, match="rate"):
+        Cohort(
+            make_model,
+            strategy=Nested(),
+            settings=SETTINGS,
+            owners=owners_of(make_samples, 2),
+            seed=0,
+            server_learning_rate=rate,
+            server_momentum=momentum,
+        )
+
+
 def test_the_server_rate_stretches_the_mean(make_model: MakeModel, make_samples: MakeSamples) -> None:
     owners, moved = owners_of(make_samples, 2), []
     start = state_of(make_model())["head.weight"]

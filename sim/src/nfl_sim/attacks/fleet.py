@@ -24,7 +24,6 @@ from numpy.typing import NDArray
 from nfl_cluster.aggregate.buffer import Measured
 from nfl_cluster.aggregate.reputation import Observation, ReputationState, Settings, observe
 from nfl_cluster.aggregate.robust import Outcome, combine_batches, score_batches
-from nfl_cluster.aggregate.server import server_step
 from nfl_core.codec.quantise import expand_scales
 from nfl_core.config import RootSection
 from nfl_core.errors import DeltaError
@@ -46,6 +45,7 @@ from nfl_core.learning import (
     score,
     state_of,
 )
+from nfl_core.server import server_step
 from nfl_sim.attacks.attack import Attack, Scene
 from nfl_sim.attacks.channel import Channel
 from nfl_sim.attacks.data import success_rate

@@ -81,6 +81,7 @@ def run(home: Path, *, num_rounds: int, out: Path, seed: int) -> None:
             owners=owners,
             seed=seed,
             server_learning_rate=config.root.server_learning_rate,
+            server_momentum=config.root.server_momentum,
         )
         for strategy in (LocalOnly(), FedAvg())
     )

@@ -78,7 +78,6 @@ def config_for_demo() -> FleetConfig:
             "gates": {"max_drop_points": 1.0},
             "root": {
                 "batches_per_version": 4,
-                "server_learning_rate": 1.5,
                 "enrol_port": 0,
                 "flare_port": 0,
                 "admin_port": 0,

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from nfl_core.learning import Cohort, GatedNested, create_model
+from nfl_sim.learning.methods import MOMENTUM
 from nfl_sim.learning.scenes import NUM_CLASSES, scene_of
 
 
@@ -54,6 +55,7 @@ def measure_merges(scene_name: str, *, seed: int, cache: Path) -> MergeFigures:
         seed=seed,
         weigh_by_samples=True,
         learned_scope=True,
+        server_momentum=MOMENTUM,
     )
     rounds = [cohort.run_round() for _ in range(scene.rounds)]
     taken = [report for report in strategy.reports if report.accepted]

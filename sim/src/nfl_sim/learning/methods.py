@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from nfl_core.config import RootSection
 from nfl_core.errors import NotFoundError
 from nfl_core.learning import (
     Ditto,
@@ -30,6 +31,7 @@ from nfl_core.learning import (
 )
 from nfl_core.levels import Level, NestedSpec, Scope
 
+MOMENTUM = RootSection().server_momentum
 SEALED_BATCH = 32  # owners whose sum is opened together in a real fleet; five more bits a value
 
 
@@ -44,6 +46,7 @@ class Method:
         participation: Fraction of the owners that train and send in a round.
         tunes: It trains before each answer, so only its last rounds are scored.
         learned_scope: The server learns from the sums how far regional levels are pooled.
+        server_momentum: Of the server's step; published methods have none.
     """
 
     title: str
@@ -52,6 +55,7 @@ class Method:
     participation: float = 1.0
     tunes: bool = False
     learned_scope: bool = False
+    server_momentum: float = 0.0
 
 
 def levels(
@@ -96,6 +100,7 @@ def _nested(
     transport: Callable[[], Transport] = Whole,
     participation: float = 1.0,
     learned_scope: bool = True,
+    server_momentum: float = MOMENTUM,
 ) -> Method:
     return Method(
         title=title,
@@ -103,6 +108,7 @@ def _nested(
         transport=transport,
         participation=participation,
         learned_scope=learned_scope,
+        server_momentum=server_momentum,
     )
 
 
@@ -126,6 +132,15 @@ METHODS: Mapping[str, Method] = {
     "ditto": Method(title="Ditto", strategy=Ditto),
     "fedala": Method(title="FedALA", strategy=FedAla),
     "fedrod": Method(title="FedRoD", strategy=FedRod),
+    "nested-no-momentum": _nested("nested, no server momentum", server_momentum=0.0),
+    "fedavg-ft-momentum": Method(
+        title="FedAvg + fine-tune, server momentum",
+        strategy=lambda: FedAvg(tune_epochs=2),
+        tunes=True,
+        server_momentum=MOMENTUM,
+    ),
+    "fedrep-momentum": Method(title="FedRep, server momentum", strategy=FedRep, server_momentum=MOMENTUM),
+    "fedala-momentum": Method(title="FedALA, server momentum", strategy=FedAla, server_momentum=MOMENTUM),
     "two-levels": _nested("two levels: private, global", levels(middle=Scope.GLOBAL)),
     "two-regional": _nested(
         "two levels: private, regional",

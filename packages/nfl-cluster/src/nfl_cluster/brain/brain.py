@@ -22,7 +22,6 @@ from google.protobuf.message import DecodeError
 
 from nfl_cluster.aggregate.buffer import Measured
 from nfl_cluster.aggregate.robust import combine_batches, score_batches
-from nfl_cluster.aggregate.server import server_step
 from nfl_cluster.brain.content import Contents
 from nfl_cluster.brain.intake import Intake
 from nfl_cluster.brain.judges import Judges
@@ -41,6 +40,7 @@ from nfl_core.config import FleetConfig
 from nfl_core.durable import read_file
 from nfl_core.errors import ConflictError, MalformedError, NflError, NotFoundError, StorageFullError
 from nfl_core.ids import BatchId, RegionId, SiteId, digest_of
+from nfl_core.server import server_step
 from nfl_core.wire import sites_pb2
 from nfl_ota import Complete, Halt, OpenWave, Phase, Repository, RollBack
 from nfl_ota.rollout import Action

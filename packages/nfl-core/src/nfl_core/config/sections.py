@@ -134,8 +134,10 @@ class RootSection(_Section):
     admin_port: Port = 18442
     batches_per_version: int = Field(default=4, ge=1)
     max_staleness: int = Field(default=4, ge=0, description="versions a batch may be behind")
-    server_learning_rate: float = Field(default=1.5, gt=0, allow_inf_nan=False)
-    server_momentum: float = Field(default=0.0, ge=0, lt=1)
+    server_learning_rate: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    server_momentum: float = Field(
+        default=0.7, ge=0, lt=1, description="of versions; a steady direction is taken up to 1 / (1 - m) times as far"
+    )
     robust: Literal["norm-bound", "nnm-trimmed-mean", "dnc", "geometric-median", "shadow-trust", "mean"] = Field(
         default="norm-bound", description="rule that combines batches; mean trusts everybody"
     )

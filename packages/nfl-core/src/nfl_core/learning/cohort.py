@@ -32,6 +32,9 @@ from nfl_core.learning.transport import Transport, Whole
 from nfl_core.levels import Scope
 from nfl_core.pooling import Unit, can_tell, pool
 from nfl_core.schema import TensorSpec
+from nfl_core.server import server_step
+
+_Moved = dict[str, dict[str, FloatArray]]  # by region and tensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +90,7 @@ class Cohort:
         seed: Decides the order of all samples, and who takes part.
         weigh_by_samples: Average by number of training samples instead of evenly.
         server_learning_rate: What the mean displacement is multiplied by, > 0; 1 is plain averaging.
+        server_momentum: Of the mean displacements, in [0, 1); see `nfl_core.server`.
         transport: How displacements travel; whole by default.
         participation: Fraction of the owners that train and send in a round, within (0, 1]; all of them merge.
         learned_scope: Let regional levels be pooled as far as regions are alike; see `nfl_core.pooling`.
@@ -102,6 +106,7 @@ class Cohort:
         seed: int,
         weigh_by_samples: bool = False,
         server_learning_rate: float = 1.0,
+        server_momentum: float = 0.0,
         transport: Transport | None = None,
         participation: float = 1.0,
         learned_scope: bool = False,
@@ -112,7 +117,12 @@ class Cohort:
             raise LearningError(f"participation is {participation}, expected a fraction within (0, 1]")
         self.owners = tuple(owners)
         self.strategy = strategy
-        self._server_rate = np.float32(server_learning_rate)
+        if not server_learning_rate > 0 or not 0 <= server_momentum < 1:
+            raise LearningError(
+                f"the server has rate {server_learning_rate} and momentum {server_momentum}, expected > 0 and [0, 1)"
+            )
+        self._server_rate, self._server_momentum = server_learning_rate, server_momentum
+        self._velocities: _Moved = {owner.region: {} for owner in owners}
         self._transport = Whole() if transport is None else transport
         self._num_active = max(1, round(participation * len(owners)))
         self._generator = torch.Generator().manual_seed(seed)
@@ -163,9 +173,10 @@ class Cohort:
                 moved = self.members[place].displacement(due)
                 arrived[place], num_bytes = self._transport.send(moved, place=place)
                 bytes_up += num_bytes
-            self._average(arrived, due)
+            moved = self._average(arrived, due)
             if self.learned_scope:
-                self._average_learned(arrived, due)
+                self._pool(moved, arrived, due)
+            self._step(moved)
             for member, owner in zip(self.members, self.owners, strict=True):
                 incoming = {tensor.name: self.published[owner.region][tensor.name] for tensor in due}
                 self.strategy.receive(member, incoming)
@@ -185,7 +196,20 @@ class Cohort:
         drawn: list[int] = torch.randperm(len(self.owners), generator=self._generator)[: self._num_active].tolist()
         return sorted(drawn)
 
-    def _average_learned(self, arrived: Mapping[int, Mapping[str, FloatArray]], due: Sequence[TensorSpec]) -> None:
+    def _average(self, arrived: Mapping[int, Mapping[str, FloatArray]], due: Sequence[TensorSpec]) -> _Moved:
+        """Return the mean displacement of each tensor that is due and of which something arrived, for each region."""
+        moved: _Moved = {region: {} for region in self.published}
+        for region, mine in moved.items():
+            for scope in (Scope.REGION, Scope.GLOBAL):
+                names = [tensor.name for tensor in due if tensor.scope is scope]
+                places = [p for p in arrived if scope is Scope.GLOBAL or self.owners[p].region == region]
+                if names and places:
+                    parts = [{name: arrived[place][name] for name in names} for place in places]
+                    mine.update(weighted_mean(parts, [self._weights[place] for place in places]))
+        self._transport.summed(moved[self.owners[0].region])
+        return moved
+
+    def _pool(self, moved: _Moved, arrived: Mapping[int, Mapping[str, FloatArray]], due: Sequence[TensorSpec]) -> None:
         """Let the sums say, level by level, how much of its regional levels a region keeps to itself."""
         for level in dict.fromkeys(tensor.level for tensor in due if tensor.scope is Scope.REGION):
             names = [tensor.name for tensor in due if tensor.level == level]
@@ -197,23 +221,23 @@ class Cohort:
             if can_tell(units):
                 self.own_shares[level] = share
             for region, step_P in steps.items():
-                held, at = self.published[region], 0
+                at = 0
                 for name in names:
-                    part = step_P[at : at + held[name].size].astype(np.float32).reshape(held[name].shape)
-                    held[name], at = held[name] + self._server_rate * part, at + part.size
+                    held = self.published[region][name]
+                    moved[region][name] = step_P[at : at + held.size].astype(np.float32).reshape(held.shape)
+                    at += held.size
 
-    def _average(self, arrived: Mapping[int, Mapping[str, FloatArray]], due: Sequence[TensorSpec]) -> None:
-        for region, held in self.published.items():
-            for scope in (Scope.GLOBAL,) if self.learned_scope else (Scope.REGION, Scope.GLOBAL):
-                names = [tensor.name for tensor in due if tensor.scope is scope]
-                places = [p for p in arrived if scope is Scope.GLOBAL or self.owners[p].region == region]
-                if not names or not places:
-                    continue
-                parts = [{name: arrived[place][name] for name in names} for place in places]
-                mean = weighted_mean(parts, [self._weights[place] for place in places])
-                held.update({name: held[name] + self._server_rate * mean[name] for name in names})
-                if region == self.owners[0].region:
-                    self._transport.summed(mean)
+    def _step(self, moved: _Moved) -> None:
+        for region, parts in moved.items():
+            held, velocity = self.published[region], self._velocities[region]
+            for name, part in parts.items():
+                held[name], velocity[name] = server_step(
+                    held[name],
+                    part,
+                    velocity.get(name),
+                    learning_rate=self._server_rate,
+                    momentum=self._server_momentum,
+                )
 
     def _scores(self, model_of: Callable[[Member], NestedModel]) -> tuple[float, ...]:
         return tuple(

@@ -20,9 +20,9 @@ import torch
 from pydantic import TypeAdapter
 
 from nfl_core.durable import make_folder, write_file
-from nfl_core.learning import Cohort, FedAvg, LocalOnly, Nested, Owner, Strategy
+from nfl_core.learning import FedAvg, LocalOnly, Nested, Owner, Strategy
 from nfl_core.levels import Scope
-from nfl_sim.tasks.measure import TUNE_EPOCHS, in_one_scope, maker
+from nfl_sim.tasks.measure import TUNE_EPOCHS, cohort_of, in_one_scope
 from nfl_sim.tasks.navigation import TASK
 from nfl_sim.tasks.navigation.data import load_seed, plans_of
 from nfl_sim.tasks.navigation.drive import Policy, drive, expert_of, policy_of
@@ -99,13 +99,8 @@ def run_one(method: str, *, cache: Path, seed: int, num_episodes: int, rounds: i
 def train(method: str, *, cache: Path, seed: int, rounds: int = TASK.rounds) -> Trained:
     """Train one method's robots; arguments and errors as for `run_one`."""
     data = load_seed(cache, seed=seed)
-    cohort = Cohort(
-        maker(TASK, seed=seed),
-        strategy=METHODS[method](),
-        settings=TASK.settings,
-        owners=[Owner(region=owner.region, train=owner.train, test=owner.test) for owner in data.owners],
-        seed=seed,
-    )
+    owners = [Owner(region=owner.region, train=owner.train, test=owner.test) for owner in data.owners]
+    cohort = cohort_of(TASK, METHODS[method](), owners, seed=seed)
     cpu_s, started = 0.0, time.perf_counter()
     for number in range(1, rounds + 1):
         report = cohort.run_round(scored=number == rounds)
