@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -11,10 +12,11 @@ import pytest
 import torch
 
 from nfl_core.errors import ConfigError, ContentError, NotFoundError
-from nfl_core.learning import LearningSettings, create_model, default_spec, schema_of
+from nfl_core.learning import Cohort, LearningSettings, Owner, create_model, default_spec, schema_of
 from nfl_core.levels import Scope
 from nfl_sim.data.fashion import DataSet
 from nfl_sim.learning import run, scenes
+from nfl_sim.learning.long import mirrored, shifted, vary
 from nfl_sim.learning.merges import measure_merges
 from nfl_sim.learning.methods import METHODS, blocks, levels, method_of
 from nfl_sim.learning.page import render
@@ -99,6 +101,47 @@ def test_shifts_differ_by_region_and_keep_what_they_should() -> None:
         assert torch.equal(first.y, y)
         assert torch.equal(second.x, x) == (name in {"none", "renamed"})
         assert torch.equal(second.y, y) == (name != "renamed")
+
+
+def test_views_of_an_image_are_mirrored_and_shifted_and_nothing_else() -> None:
+    image = torch.zeros(1, 1, 28, 28)
+    image[0, 0, 10:12, 5:9] = torch.arange(1.0, 9.0).reshape(2, 4)
+    x = image.repeat(600, 1, 1, 1)
+    same = torch.Generator().manual_seed(3)
+    views = shifted(mirrored(x, same), same)
+    again = torch.Generator().manual_seed(3)
+    assert torch.equal(views, shifted(mirrored(x, again), again))
+    patches = set()
+    for view in views[:, 0]:
+        rows, columns = (torch.nonzero(view.sum(side))[:, 0] for side in (1, 0))
+        patch = view[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        whole = image[0, 0, 10:12, 5:9]
+        flipped = torch.equal(patch, whole.flip(1))
+        assert flipped or torch.equal(patch, whole)
+        left = 28 - 9 if flipped else 5
+        assert abs(int(rows[0]) - 10) <= 2
+        assert abs(int(columns[0]) - left) <= 2
+        patches.add((flipped, int(rows[0]), int(columns[0]) - left))
+    assert len(patches) == 2 * 5 * 5
+
+
+def test_a_long_scene_varies_images_and_rate_for_every_method_alike(
+    tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, list[tuple[float, float]]] = {}
+
+    def watched(cohort: Cohort, owners: Sequence[Owner], *, progress: float, seed: int) -> None:
+        vary(cohort, owners, progress=progress, seed=seed)
+        assert not torch.equal(cohort.members[0].train.x, owners[0].train.x)
+        mine = seen.setdefault(type(cohort.strategy).__name__, [])
+        mine.append((progress, float(cohort.members[0].train.x.double().square().sum())))
+
+    monkeypatch.setattr(run, "vary", watched)
+    monkeypatch.setattr(scenes, "SCENES", {tiny: replace(scenes.SCENES[tiny], long=True)})
+    for method in ("nested", "fedrep", "local"):
+        measure(tiny, method, seed=0, cache=tmp_path)
+    assert seen["Nested"] == seen["FedRep"] == seen["LocalOnly"]
+    assert [progress for progress, _ in seen["Nested"]] == [0.0, 0.5]
 
 
 def test_variants_change_what_they_say() -> None:

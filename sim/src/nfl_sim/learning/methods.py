@@ -147,7 +147,12 @@ METHODS: Mapping[str, Method] = {
         levels(middle=Scope.REGION, head=Scope.REGION, body=Scope.REGION),
         learned_scope=False,
     ),
-    "three-fixed": _nested("three levels, scope fixed", learned_scope=False),
+    "three-fixed": _nested("three levels, the middle regional for good", learned_scope=False),
+    "three-senses": _nested(
+        "three levels, the body regional for good",
+        levels(middle=Scope.GLOBAL, body=Scope.REGION),
+        learned_scope=False,
+    ),
     "all-learned": _nested("every shared block's scope learned", blocks()),
     "period-1-1-2": _nested("periods 1, 1, 2 (sum)", levels(periods=(1, 1, 2))),
     "period-1-2-4": _nested("periods 1, 2, 4 (sum)", levels(periods=(1, 2, 4))),

@@ -46,9 +46,22 @@ PLANS: Mapping[str, tuple[Section, ...]] = {
             methods=(*_ALWAYS, "fedrep", "fedala", "ditto", "fedper", "fedrod", "fedbabu", "fedprox-ft", "fedavg"),
         ),
         Section(
+            title="What the server's momentum brings, to ours and to the published methods",
+            scenes=("dir-0.1", "dir-0.5", "dir-5"),
+            methods=(
+                *_ALWAYS,
+                "nested-no-momentum",
+                "fedavg-ft-momentum",
+                "fedrep",
+                "fedrep-momentum",
+                "fedala",
+                "fedala-momentum",
+            ),
+        ),
+        Section(
             title="What a regional level brings",
             scenes=("rotated", "renamed", "lighting", "dir-0.5", "dir-5"),
-            methods=(*_ALWAYS, "three-fixed", "all-learned", "two-levels", "two-regional", "fedrep"),
+            methods=(*_ALWAYS, "three-fixed", "three-senses", "all-learned", "two-levels", "two-regional", "fedrep"),
         ),
         Section(
             title="Which period a level should have",
