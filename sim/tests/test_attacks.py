@@ -185,13 +185,14 @@ def test_devices_judge_a_poisoned_version_themselves() -> None:
     fleet.run_version()
     base_P: NDArray[np.float32] = fleet.shared_P
     good_P = fleet.make_version()
-    shop = Workshop(fleet.models()[0][0], _samples(99), base_P=base_P, good_P=good_P, seed=1, epochs=1)
-    before = [(module.state_dict()["head.weight"].clone()) for module, _ in fleet.models()]
+    shop = Workshop(fleet.standings()[0].module, _samples(99), base_P=base_P, good_P=good_P, seed=1, epochs=1)
+    before = [(d.module.state_dict()["head.weight"].clone()) for d in fleet.standings()]
     seen = {
-        kind.name: offer(kind, shop=shop, devices=fleet.models(), settings=LearningSettings(), seed=1) for kind in KINDS
+        kind.name: offer(kind, shop=shop, devices=fleet.standings(), settings=LearningSettings(), seed=1)
+        for kind in KINDS
     }
     assert seen["not a number"].num_refused == NUM_OWNERS
     assert seen["not a number"].lost == 0.0
     assert seen["good"].num_refused <= seen["scaled step x10"].num_refused
-    after = [module.state_dict()["head.weight"] for module, _ in fleet.models()]
+    after = [d.module.state_dict()["head.weight"] for d in fleet.standings()]
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))

@@ -4,11 +4,16 @@
 Each cell is a whole fleet that learns for 10 versions: half a minute of one processor. The plain mean is the positive
 control: where it is not hurt, an attack is none. Then kinds of poisoned versions are offered to every device's merge.
 
-Written to stderr as it goes: one line a cell. On stdout: the tables, and as last line one JSON object.
+A finished cell is a line of `cells.jsonl` in the folder `--out` and is not run again as long as its settings mean the
+same. On stderr: a line a cell, with the time that is left. On stdout: the tables, and as last line one JSON object.
 """
 
+import argparse
+import json
 import sys
-from dataclasses import dataclass
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,25 +21,28 @@ import torch
 from _measure import finish
 
 from nfl_cluster.aggregate.reputation import Settings
+from nfl_core.config import RootSection
+from nfl_core.durable import make_folder
+from nfl_core.ids import digest_of
 from nfl_core.learning import LearningSettings
 from nfl_sim.attacks.attack import ATTACKS
 from nfl_sim.attacks.fleet import Fleet, FleetSettings, VersionReport
-from nfl_sim.attacks.versions import KINDS, Workshop, offer
+from nfl_sim.attacks.versions import KINDS, Offered, Workshop, offer
 from nfl_sim.attacks.world import World, make_world
 
 NUM_VERSIONS = 10
-CACHE = Path(__file__).resolve().parents[2] / ".nfl/data"
+POISONED_AFTER = 5  # versions
+CELLS_FILE = "cells.jsonl"
+POISON = "poisoned versions"  # stands for the defence in the lines of those
+_SEALED = FleetSettings(rule="dnc", batch_size=2, reputation=Settings())
 DEFENCES = {
     "mean": FleetSettings(rule="mean", with_gate=False),
     "mean, merge gate": FleetSettings(rule="mean"),
-    "mean, no quantiser": FleetSettings(rule="mean", bits=None, with_gate=False),
-    "norm-bound": FleetSettings(rule="norm-bound", with_gate=False),
-    "geometric-median, batches of 2": FleetSettings(rule="geometric-median", batch_size=2, with_gate=False),
     "dnc, batches of 2": FleetSettings(rule="dnc", batch_size=2, with_gate=False, reputation=Settings()),
-    "dnc, batches of 2, merge gate": FleetSettings(rule="dnc", batch_size=2, reputation=Settings()),
+    "dnc, batches of 2, merge gate": _SEALED,
     "shadow-trust": FleetSettings(rule="shadow-trust", with_gate=False, reputation=Settings()),
 }
-CONTROL, OURS = "mean", "dnc, batches of 2"
+CONTROL, OURS, GATED = "mean", "dnc, batches of 2", "dnc, batches of 2, merge gate"
 STRONG = (
     "ipm-optimal",
     "ipm-jittered",
@@ -46,14 +54,14 @@ STRONG = (
 )
 MILD = ("sign-flip", "alie", "label-flip", "backdoor", "mimic", "free-rider-zero", "free-rider-replay", "stale-replay")
 CELLS = (
-    *(("none", defence) for defence in (CONTROL, OURS, "shadow-trust")),
-    *((attack, defence) for attack in STRONG for defence in (CONTROL, OURS)),
+    *(("none", defence) for defence in (CONTROL, OURS, GATED)),
+    *((attack, defence) for attack in STRONG for defence in (OURS, GATED)),
+    # Scaled and noisy values end at one step of the scale: the mean is not hurt by them either, measured before.
+    *((attack, CONTROL) for attack in STRONG if attack not in {"ipm-jittered", "scaled-label-flip", "gaussian"}),
     *((attack, OURS) for attack in MILD),
-    *(("ipm-optimal", defence) for defence in DEFENCES if defence not in {CONTROL, OURS}),
-    ("alie-optimal", "shadow-trust"),
-    ("alie-optimal", "dnc, batches of 2, merge gate"),
-    ("scaled-backdoor", "dnc, batches of 2, merge gate"),
-    ("scaled-backdoor", "shadow-trust"),
+    ("ipm-optimal", "mean, merge gate"),
+    ("alie-optimal", "mean, merge gate"),
+    ("ipm-optimal", "shadow-trust"),
 )
 
 
@@ -65,8 +73,45 @@ class Cell:
     worst: float
     success: float
     refused: int
+    implausible: int
     quarantined: tuple[int, ...]
     wrongly: int
+
+
+class Results:
+    """Finished cells in a folder, by seed, attack and defence; those of other settings are not seen.
+
+    Args:
+        folder: Made where it is missing.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        make_folder(folder)
+        self._path = folder / CELLS_FILE
+
+    def read(self) -> dict[tuple[int, str, str], dict]:
+        """Return what is finished; a line that was cut off is not."""
+        found = {}
+        for text in self._path.read_text().splitlines() if self._path.exists() else ():
+            try:
+                line = json.loads(text)
+            except ValueError:
+                continue
+            if line["meaning"] == meaning_of(line["defence"]):
+                found[line["seed"], line["attack"], line["defence"]] = line["cell"]
+        return found
+
+    def add(self, seed: int, attack: str, defence: str, cell: Cell | Offered) -> None:
+        """Keep a finished cell."""
+        line = {"seed": seed, "attack": attack, "defence": defence, "meaning": meaning_of(defence)}
+        with self._path.open("a") as file:
+            file.write(json.dumps({**line, "cell": asdict(cell)}) + "\n")
+
+
+def meaning_of(defence: str) -> str:
+    """Return a digest of all settings that a cell depends on, its attack apart."""
+    said = (DEFENCES.get(defence), NUM_VERSIONS, POISONED_AFTER, LearningSettings(), RootSection())
+    return digest_of(repr(said).encode())[:16]
 
 
 def play(world: World, attack: str, defence: str, *, seed: int, num_versions: int = NUM_VERSIONS) -> Cell:
@@ -85,64 +130,96 @@ def summary(reports: list[VersionReport], *, num_attackers: int) -> Cell:
         worst=float(accuracy.min()),
         success=float(np.mean([report.success for report in reports[-3:]])),
         refused=sum(report.num_refused for report in reports),
+        implausible=sum(report.num_implausible for report in reports),
         quarantined=tuple(sorted(version for device, version in since.items() if device < num_attackers)),
         wrongly=sum(device >= num_attackers for device in since),
     )
 
 
-def offer_poison(world: World, *, seed: int, num_versions: int = 5) -> list[str]:
-    """Let an honest fleet learn, then offer it poisoned versions; return table rows."""
+def offer_poison(world: World, *, seed: int, num_versions: int = POISONED_AFTER) -> Iterable[Offered]:
+    """Let an honest fleet learn, then offer it poisoned versions, kind by kind."""
     settings = FleetSettings(rule="mean", num_attackers=0)
     fleet = Fleet(world.owners, shadow=world.shadow, settings=settings, attack=ATTACKS["none"], seed=seed)
     for _ in range(num_versions):
         fleet.run_version()
     base_P, good_P = fleet.shared_P, fleet.make_version()
-    shop = Workshop(fleet.models()[0][0], world.shadow, base_P=base_P, good_P=good_P, seed=seed)
-    rows = []
+    shop = Workshop(fleet.standings()[0].module, world.shadow, base_P=base_P, good_P=good_P, seed=seed)
     for kind in KINDS:
-        seen = offer(kind, shop=shop, devices=fleet.models(), settings=LearningSettings(), seed=seed)
-        rows.append(
-            f"| {seed} | {seen.kind} | {100 * seen.num_refused / seen.num_devices:.0f} % | {seen.num_partly} "
-            f"| {100 * seen.lost:+.1f} | {100 * seen.worst_lost:+.1f} | {100 * seen.success:.0f} % |"
-        )
-        print(rows[-1], file=sys.stderr, flush=True)
-    return rows
+        yield offer(kind, shop=shop, devices=fleet.standings(), settings=LearningSettings(), seed=seed)
 
 
-def line(seed: int, attack: str, defence: str, cell: Cell, lost: float | None) -> str:
-    """Return a table row."""
-    found = ", ".join(map(str, cell.quarantined)) or "-"
-    loss = "" if lost is None else f"{lost:+.1f}"
+def run(seeds: Iterable[int], *, results: Results, cache: Path) -> None:
+    """Run what is missing, cell by cell."""
+    done = results.read()
+    missing = [(seed, *cell) for seed in seeds for cell in CELLS if (seed, *cell) not in done]
+    started, world, seed_of_world = time.monotonic(), None, None
+    for number, (seed, attack, defence) in enumerate(missing, start=1):
+        if world is None or seed != seed_of_world:
+            world, seed_of_world = make_world(cache, seed=seed), seed
+        cell = play(world, attack, defence, seed=seed)
+        results.add(seed, attack, defence, cell)
+        left_s = (time.monotonic() - started) / number * (len(missing) - number)
+        say(f"{number}/{len(missing)} {row(seed, attack, defence, asdict(cell))} about {left_s / 60:.0f} min left")
+    for seed in seeds:
+        if all((seed, kind.name, POISON) in done for kind in KINDS):
+            continue
+        for offered in offer_poison(make_world(cache, seed=seed), seed=seed):
+            results.add(seed, offered.kind, POISON, offered)
+            say(poison_row(seed, asdict(offered)))
+
+
+def say(text: str) -> None:
+    """Print to stderr at once."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def row(seed: int, attack: str, defence: str, cell: dict, *, unhurt: float | None = None) -> str:
+    """Return a table row; points lost against `unhurt`."""
+    found = ", ".join(map(str, cell["quarantined"])) or "-"
+    lost = "" if unhurt is None else f"{unhurt - cell['mean']:+.1f}"
     return (
-        f"| {seed} | {attack} | {defence} | {cell.mean:.1f} | {cell.worst:.1f} | {loss} | {100 * cell.success:.0f} % "
-        f"| {cell.refused} | {found} | {cell.wrongly} |"
+        f"| {seed} | {attack} | {defence} | {cell['mean']:.1f} | {cell['worst']:.1f} | {lost} "
+        f"| {100 * cell['success']:.0f} % | {cell['refused']} | {cell['implausible']} | {found} | {cell['wrongly']} |"
     )
 
 
-def main(seeds: int = 1) -> None:
-    """Run all cells for `seeds` seeds, and print tables and one JSON line."""
-    torch.set_num_threads(1)
-    rows, poison = [], []
-    lost: dict[tuple[str, str], list[float]] = {}
-    for seed in range(1, seeds + 1):
-        world, unhurt = make_world(CACHE, seed=seed), 0.0
+def poison_row(seed: int, seen: dict) -> str:
+    """Return a table row of a poisoned version."""
+    checks = ", ".join(f"{name} {num}" for name, num in sorted(seen["reasons"].items())) or "-"
+    return (
+        f"| {seed} | {seen['kind']} | {100 * seen['num_refused'] / seen['num_devices']:.0f} % | {checks} "
+        f"| {seen['num_partly']} | {100 * seen['lost']:+.1f} | {100 * seen['worst_lost']:+.1f} "
+        f"| {100 * seen['success']:.0f} % |"
+    )
+
+
+def tables(results: Results, seeds: Iterable[int]) -> dict[str, dict[str, float]]:
+    """Print both tables and return the mean points lost by defence and attack."""
+    done = results.read()
+    lost: dict[str, dict[str, list[float]]] = {}
+    print("| seed | attack | defence | mean | worst owner | points lost | backdoor | refused", end=" ")
+    print("| implausible | found at | wrongly |\n|" + "---|" * 11)
+    for seed in seeds:
         for attack, defence in CELLS:
-            cell = play(world, attack, defence, seed=seed)
-            unhurt = cell.mean if (attack, defence) == ("none", CONTROL) else unhurt
-            lost.setdefault((attack, defence), []).append(unhurt - cell.mean)
-            rows.append(line(seed, attack, defence, cell, unhurt - cell.mean))
-            print(rows[-1], file=sys.stderr, flush=True)
-        poison += offer_poison(world, seed=seed)
-    print("| seed | attack | defence | mean | worst owner | points lost | backdoor | refused | found at | wrongly |")
-    print("|---|---|---|---|---|---|---|---|---|---|", *rows, sep="\n")
-    print("\n| seed | poisoned version | refused | taken in part | points lost | worst device | backdoor |")
-    print("|---|---|---|---|---|---|---|", *poison, sep="\n")
-    figures = {
-        defence: {
-            f"points_lost_{attack}": float(np.mean(values))
-            for (attack, mine), values in lost.items()
-            if mine == defence
-        }
-        for defence in (OURS, CONTROL)
-    }
-    finish("robust", ours=figures[OURS], against={CONTROL: figures[CONTROL]}, runs=seeds)
+            cell, unhurt = done[seed, attack, defence], done[seed, "none", CONTROL]["mean"]
+            lost.setdefault(defence, {}).setdefault(f"points_lost_{attack}", []).append(unhurt - cell["mean"])
+            print(row(seed, attack, defence, cell, unhurt=unhurt))
+    print("\n| seed | poisoned version | refused | by | taken in part | points lost | worst device | backdoor |")
+    print("|" + "---|" * 8)
+    for seed in seeds:
+        print(*(poison_row(seed, done[seed, kind.name, POISON]) for kind in KINDS), sep="\n")
+    return {defence: {name: float(np.mean(v)) for name, v in mine.items()} for defence, mine in lost.items()}
+
+
+def main(*arguments: object) -> None:
+    """Run what is missing, print tables and one JSON line."""
+    parser = argparse.ArgumentParser(prog="nox -s bench -- robust", description=__doc__)
+    parser.add_argument("seeds", nargs="?", type=int, default=1, help="seeds 1, 2, ... (default: 1)")
+    parser.add_argument("--out", type=Path, default=Path(".nfl/robust"), help="finished cells stand here")
+    parser.add_argument("--cache", type=Path, default=Path(".nfl/data"), help="keeps the images")
+    chosen = parser.parse_args([str(argument) for argument in arguments])
+    torch.set_num_threads(1)
+    seeds, results = range(1, chosen.seeds + 1), Results(chosen.out)
+    run(seeds, results=results, cache=chosen.cache)
+    figures = tables(results, seeds)
+    finish("robust", ours=figures[OURS], against={CONTROL: figures[CONTROL]}, runs=chosen.seeds)

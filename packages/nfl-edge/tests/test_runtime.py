@@ -12,13 +12,16 @@ import pytest
 from nfl_core import metrics
 from nfl_core.codec import frame
 from nfl_core.errors import NotFoundError, PolicyError, StorageFullError
+from nfl_core.learning import MergeReport, Refusal
 from nfl_core.wire import device_pb2
+from nfl_edge import training
 from nfl_edge.agent import Phase
 from nfl_edge.errors import UnsafeOutputError
 from nfl_edge.link import FileTap
 from nfl_edge.models import Models
 from nfl_edge.runtime import World
-from nfl_edge.store import Store
+from nfl_edge.store import Store, same_tensors
+from nfl_edge.track import load_track
 from nfl_ota.bundle import BundleManifest
 from nfl_ota.slots import Slots
 
@@ -214,11 +217,33 @@ async def test_a_merge_that_would_hurt_is_refused_and_the_device_keeps_its_model
     await running.until(lambda: device.events("merge-refused"))
     await running.until(lambda: any(r.counters.get(metrics.DEVICE_MERGES_REFUSED) for r in fleet.leaf.reports))
     assert checkpoint_of(device).to_bytes() == before.to_bytes()
+    assert device.events("merge-refused")[0]["refusal"] == "step-length"
     assert running.agent.state.base.version == 1
     hellos = len(fleet.leaf.hellos)
     await running.until(lambda: len(fleet.leaf.hellos) > hellos + 5)
     assert len(device.events("merge-refused")) == 1
     await running.stop()
+
+
+async def test_a_version_refused_for_the_owners_sake_is_known_after_a_restart(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = fleet.device("robot-1")
+    running = await start(fleet, device)
+    before = checkpoint_of(device)
+    same = {"loss_before": 1.0, "loss_after": 1.0, "accuracy_before": 0.5, "accuracy_after": 0.5, "shock": 0.1}
+    report = MergeReport(accepted=False, alpha=0.0, refit_steps=0, num_trials=4, refusal=Refusal.HOLDOUT, **same)
+    monkeypatch.setattr(training, "merge", lambda *_, **__: report)
+    fleet.publish(2)
+    await running.until(lambda: device.events("merge-refused"))
+    await running.stop()
+    after = checkpoint_of(device)
+    assert (after.meta, after.tensors.keys()) == (before.meta, before.tensors.keys())
+    assert same_tensors(after.tensors, before.tensors)
+    track = load_track(after.track, after.track_text, accepted=after.accepted)
+    assert track is not None
+    assert (track.version, len(track.lengths)) == (2, 1)
+    assert device.events("merge-refused")[0]["refusal"] == "holdout"
 
 
 async def test_killed_between_seal_and_send_it_sends_the_same_bytes(fleet: Fleet) -> None:

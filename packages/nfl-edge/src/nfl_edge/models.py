@@ -161,7 +161,13 @@ class Models:
             refit_steps=rules.refit_steps,
             refit_learning_rate=rules.refit_learning_rate,
         )
-        return await self._learner.merge(request)
+        result = await self._learner.merge(request)
+        if result.seen:
+            # Refused, and nothing has changed but what the device knows of versions.
+            self._store.advance(result.seen)
+            self.checkpoint = self._store.load(result.seen)
+            self._store.collect()
+        return result
 
     async def learn(self) -> Learnt:
         """Run one micro-update and make its result the present checkpoint and engine.

@@ -104,10 +104,18 @@ class Learnt(_Line):
 
 
 class MergeResult(_Line):
-    """Result of `merge`: `checkpoint` is empty when the merge was refused."""
+    """Result of `merge`.
+
+    Attributes:
+        checkpoint: The merged one; empty when the merge was refused.
+        refusal: Which check refused, a value of `nfl_core.learning.Refusal`; empty when none did.
+        seen: After a refusal by the holdout, the checkpoint as it was, with the version in its track; else empty.
+    """
 
     kind: Literal["merge"] = "merge"
     checkpoint: str
+    refusal: str = ""
+    seen: str = ""
     alpha: float
     shock: float
     loss_before: float

@@ -393,6 +393,7 @@ class AgentRuntime:
         self.journal.write(
             "merged" if result.checkpoint else "merge-refused",
             version=candidate.version,
+            refusal=result.refusal,
             alpha=result.alpha,
             shock=result.shock,
             loss_before=result.loss_before,

@@ -32,7 +32,7 @@ from nfl_core.ids import Digest
 Tensors = dict[str, NDArray[np.float32]]
 Arrays = dict[str, NDArray[np.generic]]
 
-_NOW, _ACCEPTED, _LEARNER, _MEMORY = "now:", "accepted:", "learner:", "memory:"
+_NOW, _ACCEPTED, _LEARNER, _MEMORY, _TRACK = "now:", "accepted:", "learner:", "memory:", "track:"
 _META = "nfl"  # one entry: safetensors writes several in an order that changes
 SUFFIX = ".safetensors"
 
@@ -63,6 +63,7 @@ class _Head(BaseModel):
     meta: CheckpointMeta
     learner_text: str
     memory_text: str = ""  # checkpoints from before there was a memory have none
+    track_text: str = ""  # likewise
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +78,8 @@ class Checkpoint:
         meta: What it belongs to.
         memory: What it remembers of samples that are gone.
         memory_text: Whose that is, as the trainer writes it; empty: nothing is remembered.
+        track: What it knows of the versions that it saw.
+        track_text: The rest of that, as the trainer writes it; empty: nothing is known.
     """
 
     tensors: Tensors
@@ -86,6 +89,8 @@ class Checkpoint:
     meta: CheckpointMeta
     memory: Arrays = field(default_factory=dict)
     memory_text: str = ""
+    track: Arrays = field(default_factory=dict)
+    track_text: str = ""
 
     def to_bytes(self) -> bytes:
         """Return the file form; equal checkpoints give equal bytes."""
@@ -93,7 +98,13 @@ class Checkpoint:
         arrays |= {_ACCEPTED + name: value for name, value in self.accepted.items()}
         arrays |= {_LEARNER + name: value for name, value in self.learner.items()}
         arrays |= {_MEMORY + name: value for name, value in self.memory.items()}
-        head = _Head(meta=self.meta, learner_text=self.learner_text, memory_text=self.memory_text)
+        arrays |= {_TRACK + name: value for name, value in self.track.items()}
+        head = _Head(
+            meta=self.meta,
+            learner_text=self.learner_text,
+            memory_text=self.memory_text,
+            track_text=self.track_text,
+        )
         ordered = {name: np.ascontiguousarray(arrays[name]) for name in sorted(arrays)}
         return save(ordered, metadata={_META: head.model_dump_json()})
 
@@ -115,6 +126,8 @@ class Checkpoint:
             meta=head.meta,
             memory=_part(arrays, _MEMORY),
             memory_text=head.memory_text,
+            track=_part(arrays, _TRACK),
+            track_text=head.track_text,
         )
 
 

@@ -24,6 +24,7 @@ from nfl_core.learning.merge import MergeReport, merge
 from nfl_core.learning.merge import Samples as MergeSamples
 from nfl_core.learning.model import NestedModel, create_model, load_state, schema_of, state_of
 from nfl_core.learning.objective import label_prior, score
+from nfl_core.learning.plausible import Known, Track, judge_step
 from nfl_core.learning.refit import cache_features, refit
 from nfl_core.learning.settings import LearningSettings
 from nfl_core.learning.update import micro_update
@@ -44,7 +45,16 @@ from nfl_edge.requests import (
     Task,
 )
 from nfl_edge.sense import Samples, Split, read_samples
-from nfl_edge.store import SUFFIX, Checkpoint, CheckpointMeta, Tensors, load_checkpoint, write_checkpoint
+from nfl_edge.store import (
+    SUFFIX,
+    Checkpoint,
+    CheckpointMeta,
+    Tensors,
+    displacement,
+    load_checkpoint,
+    write_checkpoint,
+)
+from nfl_edge.track import load_track, save_track
 
 _LOG = logging.getLogger(__name__)
 
@@ -59,6 +69,7 @@ class _Bench:
     samples: Samples | None
     settings: LearningSettings
     memory: Memory
+    track: Track | None = None
 
 
 def init(request: InitRequest) -> Learnt:
@@ -67,6 +78,7 @@ def init(request: InitRequest) -> Learnt:
     bench = _bench(request.task)
     incoming = _incoming(request.incoming, bench.schema)
     load_state(bench.module, incoming, partial=True)
+    bench.track = Track.begin(incoming, version=request.base_version)
     meta = CheckpointMeta(
         base_version=request.base_version, base_digest=request.base_digest, schema_fingerprint=bench.schema.fingerprint
     )
@@ -107,8 +119,11 @@ def merge_in(request: MergeRequest) -> MergeResult:
     started = time.process_time()
     bench = _bench(request.task)
     old = _restore(request.task, bench, request.checkpoint)
-    report = _merge(bench, request, _incoming(request.incoming, bench.schema))
-    name = ""
+    incoming = _incoming(request.incoming, bench.schema)
+    report = _merge(bench, request, incoming, own=displacement(old))
+    name = seen = ""
+    if not report.is_implausible:
+        bench.track = _then(bench.track, incoming, version=request.base_version)
     if report.accepted:
         bench.learner.accept(alpha=report.alpha)
         bench.memory.move(bench.module, _identity(bench.schema, request.base_version))
@@ -117,8 +132,12 @@ def merge_in(request: MergeRequest) -> MergeResult:
         )
         # Displacements are measured from what was accepted (alpha counts), never from what was published.
         name = _write(request.task, bench, accepted=_shared(bench), meta=meta)
+    elif not report.is_implausible:
+        seen = _write(request.task, bench, accepted=old.accepted, meta=old.meta)
     return MergeResult(
         checkpoint=name,
+        refusal="" if report.refusal is None else report.refusal.value,
+        seen=seen,
         alpha=report.alpha,
         shock=report.shock,
         loss_before=_number(report.loss_before),
@@ -183,12 +202,11 @@ def _required(bench: _Bench, task: Task) -> Samples:
     return bench.samples
 
 
-def _merge(bench: _Bench, request: MergeRequest, incoming: Tensors) -> MergeReport:
+def _merge(bench: _Bench, request: MergeRequest, incoming: Tensors, *, own: Tensors) -> MergeReport:
+    # What is plausible is the device's own to say: nothing of it comes with the version.
+    known = None if bench.track is None else Known(track=bench.track, version=request.base_version, own=own)
     if bench.samples is None:
-        # Nothing was personalised, so there is nothing to break and nothing to judge by: take the whole.
-        load_state(bench.module, incoming, partial=True)
-        same = {"loss_before": 0.0, "loss_after": 0.0, "accuracy_before": 0.0, "accuracy_after": 0.0}
-        return MergeReport(accepted=True, alpha=1.0, shock=0.0, refit_steps=0, num_trials=0, **same)
+        return _take_whole(bench, incoming, known)
     settings = replace(
         bench.settings,
         merge_alphas=request.alphas,
@@ -206,7 +224,33 @@ def _merge(bench: _Bench, request: MergeRequest, incoming: Tensors) -> MergeRepo
         settings=settings,
         generator=bench.learner.generator,
         fast=bench.learner.rested(),
+        known=known,
     )
+
+
+def _take_whole(bench: _Bench, incoming: Tensors, known: Known | None) -> MergeReport:
+    """Nothing was personalised, so there is nothing to break and only the step to judge by: take the whole."""
+    refusal = None
+    if known is not None and bench.settings.plausible:
+        refusal = judge_step(known, incoming, factor=bench.settings.plausible_factor)
+    if refusal is None:
+        load_state(bench.module, incoming, partial=True)
+    return MergeReport(
+        accepted=refusal is None,
+        alpha=float(refusal is None),
+        shock=0.0,
+        loss_before=0.0,
+        loss_after=0.0,
+        accuracy_before=0.0,
+        accuracy_after=0.0,
+        refit_steps=0,
+        num_trials=0,
+        refusal=refusal,
+    )
+
+
+def _then(track: Track | None, incoming: Tensors, *, version: int) -> Track:
+    return Track.begin(incoming, version=version) if track is None else track.then(incoming, version=version)
 
 
 def _protect_shared(bench: _Bench, train: MergeSamples) -> None:
@@ -262,6 +306,7 @@ def _restore(task: Task, bench: _Bench, name: str) -> Checkpoint:
     bench.learner.load_state_dict(LearnerState(arrays=arrays, text=checkpoint.learner_text))
     identity = _identity(bench.schema, checkpoint.meta.base_version)
     bench.memory.load(checkpoint.memory, checkpoint.memory_text, identity=identity)
+    bench.track = load_track(checkpoint.track, checkpoint.track_text, accepted=checkpoint.accepted)
     return checkpoint
 
 
@@ -272,6 +317,7 @@ def _write(task: Task, bench: _Bench, *, accepted: Tensors, meta: CheckpointMeta
         if not np.isfinite(value).all():
             raise LearningError(f"tensor {name!r} is not finite after learning", hint="lower the learning rate")
     memory, memory_text = bench.memory.save()
+    track, track_text = save_track(bench.track, accepted=accepted)
     checkpoint = Checkpoint(
         tensors=tensors,
         accepted=accepted,
@@ -280,6 +326,8 @@ def _write(task: Task, bench: _Bench, *, accepted: Tensors, meta: CheckpointMeta
         meta=meta,
         memory=memory,
         memory_text=memory_text,
+        track=track,
+        track_text=track_text,
     )
     return write_checkpoint(Path(task.checkpoints), checkpoint)
 

@@ -15,7 +15,7 @@ Shape legend: n devices, m attackers, P shared values.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -29,10 +29,12 @@ from nfl_core.config import RootSection
 from nfl_core.errors import DeltaError
 from nfl_core.ids import BatchId, RegionId
 from nfl_core.learning import (
+    Known,
     LearningSettings,
     NestedLearner,
     NestedModel,
     Samples,
+    Track,
     create_model,
     default_spec,
     deviation_scales,
@@ -93,6 +95,7 @@ class VersionReport:
     Attributes:
         accuracy: Of each honest owner after its merge, on its test samples, 0 to 1.
         num_refused: Honest owners that refused the version.
+        num_implausible: Of them, those that doubted the version itself, before they tried it.
         success: Mean share of stamped test images that honest owners take for `TARGET`.
         num_bad_batches: Batches with an attacker in them.
         num_batches: All batches.
@@ -101,10 +104,20 @@ class VersionReport:
 
     accuracy: tuple[float, ...]
     num_refused: int
+    num_implausible: int
     success: float
     num_bad_batches: int
     num_batches: int
     quarantined: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """A device that has not merged yet: its model, not a copy, its samples, and what it knows of versions."""
+
+    module: NestedModel
+    owner: OwnerSamples
+    known: Known
 
 
 @dataclass(slots=True, kw_only=True)
@@ -114,6 +127,8 @@ class _Device:
     module: NestedModel
     learner: NestedLearner
     channel: Channel
+    track: Track
+    own: dict[str, NDArray[np.float32]] = field(default_factory=dict)  # what it learned in this round
 
 
 class Fleet:
@@ -142,7 +157,9 @@ class Fleet:
         self._learning = LearningSettings()
         # Without the gate the whole version is taken, however bad, as long as its answers are numbers.
         self._merging = (
-            self._learning if settings.with_gate else replace(self._learning, merge_alphas=(1.0,), merge_tolerance=1e9)
+            self._learning
+            if settings.with_gate
+            else replace(self._learning, merge_alphas=(1.0,), merge_tolerance=1e9, merge_max_drop=1.0, plausible=False)
         )
         self._numpy, self._torch = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
         shape, self._seed = tuple(shadow.x.shape[1:]), seed
@@ -150,10 +167,10 @@ class Fleet:
         def make() -> NestedModel:
             return create_model(model, num_classes=10, input_shape=shape, seed=seed)
 
-        self._devices = [self._device(make(), owner, number) for number, owner in enumerate(owners)]
         self._root = make()
         self.schema = schema_of(self._root, default_spec())
         self.shared_P = self.schema.flatten(state_of(self._root))
+        self._devices = [self._device(make(), owner, number) for number, owner in enumerate(owners)]
         self._velocity_P: NDArray[np.float32] | None = None
         self._past: list[NDArray[np.float32]] = []
         self._norms: Mapping[str, tuple[float, ...]] = {}
@@ -168,7 +185,12 @@ class Fleet:
         generator = torch.Generator().manual_seed(1000 * self._seed + number)
         learner = NestedLearner(module, spec=default_spec(), settings=self._learning, generator=generator)
         return _Device(
-            owner=owner, train=train, module=module, learner=learner, channel=Channel(bits=self.settings.bits)
+            owner=owner,
+            train=train,
+            module=module,
+            learner=learner,
+            channel=Channel(bits=self.settings.bits),
+            track=Track.begin(self.schema.unflatten(self.shared_P), version=0),
         )
 
     def run_version(self) -> VersionReport:
@@ -196,9 +218,14 @@ class Fleet:
         self.version += 1
         return self.shared_P
 
-    def models(self) -> list[tuple[NestedModel, OwnerSamples]]:
-        """Return the models of all owners as they are, not copies, with their samples."""
-        return [(device.module, device.owner) for device in self._devices]
+    def standings(self) -> list[Standing]:
+        """Return how all owners' devices stand before they merge the present version."""
+        return [
+            Standing(module=device.module, owner=device.owner, known=self._known(device)) for device in self._devices
+        ]
+
+    def _known(self, device: _Device) -> Known:
+        return Known(track=device.track, version=self.version, own=device.own)
 
     def _send(self, scales_P: NDArray[np.float32]) -> list[NDArray[np.float32] | None]:
         """Return what arrives of each device, float32 [P]; None: its gate refused."""
@@ -231,7 +258,8 @@ class Fleet:
         before = state_of(device.module)
         prior = label_prior(device.train.y, num_classes=device.module.num_classes)
         micro_update(device.learner, device.train.x, device.train.y, prior=prior)
-        return self.schema.flatten(displacement(before, state_of(device.module), self.schema))
+        device.own = displacement(before, state_of(device.module), self.schema)
+        return self.schema.flatten(device.own)
 
     def _scales(self) -> NDArray[np.float32]:
         """Measure the scales as the root does: one shadow update from the running version."""
@@ -303,7 +331,7 @@ class Fleet:
 
     def _merge(self) -> VersionReport:
         incoming = self.schema.unflatten(self.shared_P)
-        accuracy, success, num_refused = [], [], 0
+        accuracy, success, num_refused, num_implausible = [], [], 0, 0
         for number, device in enumerate(self._devices):
             is_bad = number < self.settings.num_attackers
             if is_bad and not self._attack.trains:
@@ -316,17 +344,22 @@ class Fleet:
                 train=device.owner.train,
                 settings=self._merging,
                 generator=device.learner.generator,
+                known=self._known(device),
             )
+            if not report.is_implausible:
+                device.track = device.track.then(incoming, version=self.version)
             if report.accepted:
                 device.learner.accept(alpha=report.alpha)
             if is_bad:
                 continue
             num_refused += not report.accepted
+            num_implausible += report.is_implausible
             accuracy.append(score(device.module, device.owner.test.x, device.owner.test.y).accuracy)
             success.append(success_rate(device.module, device.owner.test, target=TARGET))
         return VersionReport(
             accuracy=tuple(accuracy),
             num_refused=num_refused,
+            num_implausible=num_implausible,
             success=float(np.mean(success)),
             num_bad_batches=sum(min(roster) < self.settings.num_attackers for roster in self._rosters),
             num_batches=len(self._rosters),

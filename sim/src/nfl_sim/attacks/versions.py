@@ -1,8 +1,8 @@
 """Poisoned versions: what an attacker who controls the root would have devices merge, by kind.
 
 Every kind is built from a good version and offered to each device's own merge (`nfl_core.learning.merge`), which knows
-nothing but the owner's holdout samples. A backdoor that leaves clean inputs alone passes by construction: what is not
-in the holdout cannot be judged by it.
+the owner's samples and the versions that it saw before. A backdoor leaves clean inputs alone, so no sample speaks
+against it: only a step that is longer than usual gives it away.
 
 Shape legend: P shared values.
 """
@@ -10,7 +10,8 @@ Shape legend: P shared values.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,7 +32,7 @@ from nfl_core.learning import (
 )
 from nfl_core.learning.learner import NestedLearner
 from nfl_sim.attacks.data import add_backdoor, flip_labels, success_rate
-from nfl_sim.attacks.fleet import OwnerSamples
+from nfl_sim.attacks.fleet import Standing
 
 SCALE = 10.0
 NOISE = 1.0  # of the version's own deviation
@@ -58,6 +59,7 @@ class Offered:
         kind: Its name.
         num_devices: How many it was offered to.
         num_refused: How many kept what they had.
+        reasons: How many of these by which check.
         num_partly: How many took a share below one.
         lost: Mean test accuracy that devices lost by it, 0 to 1; below 0: they gained.
         worst_lost: Of the device that lost most.
@@ -67,6 +69,7 @@ class Offered:
     kind: str
     num_devices: int
     num_refused: int
+    reasons: Mapping[str, int]
     num_partly: int
     lost: float
     worst_lost: float
@@ -142,7 +145,7 @@ def offer(
     kind: Kind,
     *,
     shop: Workshop,
-    devices: Sequence[tuple[NestedModel, OwnerSamples]],
+    devices: Sequence[Standing],
     settings: LearningSettings,
     seed: int,
 ) -> Offered:
@@ -151,15 +154,16 @@ def offer(
     Args:
         kind: Of poison.
         shop: The attacker.
-        devices: Model and samples of each.
+        devices: As they stand before this version.
         settings: Of the merge.
         seed: Of the refits.
     """
-    poisoned_P, num_refused, num_partly = kind.make(shop), 0, 0
+    poisoned_P, num_partly = kind.make(shop), 0
+    reasons: Counter[str] = Counter()
     lost: list[float] = []
     success: list[float] = []
-    for number, (module, samples) in enumerate(devices):
-        mine = copy.deepcopy(module)
+    for number, device in enumerate(devices):
+        mine, samples = copy.deepcopy(device.module), device.owner
         schema = schema_of(mine, default_spec())
         before = _accuracy(mine, samples.test)
         report = merge(
@@ -170,15 +174,18 @@ def offer(
             train=samples.train,
             settings=settings,
             generator=torch.Generator().manual_seed(seed + number),
+            known=device.known,
         )
-        num_refused += not report.accepted
+        if report.refusal is not None:
+            reasons[report.refusal.value] += 1
         num_partly += report.accepted and report.alpha < 1.0
         lost.append(before - _accuracy(mine, samples.test))
         success.append(success_rate(mine, samples.test, target=0))
     return Offered(
         kind=kind.name,
         num_devices=len(devices),
-        num_refused=num_refused,
+        num_refused=reasons.total(),
+        reasons=dict(reasons),
         num_partly=num_partly,
         lost=float(np.mean(lost)),
         worst_lost=max(lost),

@@ -20,6 +20,7 @@ from nfl_core.learning.model import ModelError, NestedModel, create_model, load_
 from nfl_core.learning.nested import WrappedModel, nested, propose_spec
 from nfl_core.learning.norms import with_group_norm
 from nfl_core.learning.objective import Score, joint_loss, label_prior, plain_loss, score, score_logits, separate_loss
+from nfl_core.learning.plausible import Known, Refusal, Track, content_of, judge_answers, judge_step
 from nfl_core.learning.reference import FourRooms, SmallCnn, default_levels, default_spec, small_cnn
 from nfl_core.learning.refit import FeatureCache, cache_features, refit
 from nfl_core.learning.settings import LearningSettings
@@ -58,6 +59,7 @@ __all__ = [
     "FewBits",
     "FourRooms",
     "GatedNested",
+    "Known",
     "LearnerState",
     "LearningSettings",
     "LevelClock",
@@ -70,15 +72,18 @@ __all__ = [
     "NestedLearner",
     "NestedModel",
     "Owner",
+    "Refusal",
     "RoundReport",
     "Samples",
     "Score",
     "SmallCnn",
     "Strategy",
+    "Track",
     "Transport",
     "Whole",
     "WrappedModel",
     "cache_features",
+    "content_of",
     "create_model",
     "decide",
     "default_levels",
@@ -87,6 +92,8 @@ __all__ = [
     "displacement",
     "export_graph",
     "joint_loss",
+    "judge_answers",
+    "judge_step",
     "label_prior",
     "load_state",
     "local_only",

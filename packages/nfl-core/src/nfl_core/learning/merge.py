@@ -1,8 +1,10 @@
 """Merging new shared levels into a personal model without breaking what it learned for its owner.
 
-The steps: a shadow of the model takes a share alpha of the new levels, its fast level is refitted for a bounded number
-of steps, and the shadow is scored on samples that were never trained on. The largest share whose loss and accuracy stay
-within the tolerance is committed at once; when none does, the merge is refused and the model is untouched.
+First the version itself is judged, where the device knows versions (`nfl_core.learning.plausible`); one that is not
+plausible is refused untried. Then a shadow of the model takes a share alpha of the new levels, its fast level is
+refitted for a bounded number of steps, and the shadow is scored on samples that were never trained on. The largest
+share whose loss and accuracy stay within the tolerance is committed at once; when none does, the merge is refused and
+the model is untouched.
 
 `decide` holds the rules and does nothing; `merge` does what it says. The whole is deterministic given the generator.
 
@@ -26,6 +28,7 @@ from torch import Tensor
 from nfl_core.errors import LearningError, SchemaError
 from nfl_core.learning.model import FloatArray, NestedModel, load_state, state_of
 from nfl_core.learning.objective import Score, score, score_logits
+from nfl_core.learning.plausible import Known, Refusal, judge_answers, judge_step
 from nfl_core.learning.refit import FeatureCache, cache_features, refit
 from nfl_core.learning.settings import LearningSettings
 from nfl_core.schema import TensorSchema
@@ -65,13 +68,15 @@ class MergeReport:
     Attributes:
         accepted: Whether the model changed.
         alpha: Share of the new levels it took, 0 when refused.
-        shock: Accuracy lost by the whole new levels before any refit, 0 to 1; negative when they helped at once.
+        shock: Accuracy lost by the whole new levels before any refit, 0 to 1; negative when they helped at once; 0 when
+            they were not tried.
         loss_before: Of the model before the merge, nats.
         loss_after: Of the model that stands now, nats.
         accuracy_before: Of the model before the merge, 0 to 1.
         accuracy_after: Of the model that stands now, 0 to 1.
         refit_steps: Steps that the committed shadow was refitted for.
-        num_trials: Shares that were tried.
+        num_trials: Shares that were tried; 0: the version was not plausible.
+        refusal: Which check refused; None: accepted.
     """
 
     accepted: bool
@@ -83,6 +88,12 @@ class MergeReport:
     accuracy_after: float
     refit_steps: int
     num_trials: int
+    refusal: Refusal | None = None
+
+    @property
+    def is_implausible(self) -> bool:
+        """Whether the version itself was doubted: then it takes no part in the track of versions."""
+        return self.refusal is not None and self.refusal.is_implausible
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,6 +134,7 @@ def merge(
     settings: LearningSettings,
     generator: torch.Generator,
     fast: Mapping[str, FloatArray] | None = None,
+    known: Known | None = None,
 ) -> MergeReport:
     """Merge new shared levels into `module`, or leave it untouched.
 
@@ -136,6 +148,8 @@ def merge(
         generator: Draws the refit's batches.
         fast: Private tensors, float32, from which the refit may start, see `NestedLearner.rested`: it does where they
             fit the training samples better than those of `module` (docs/adr/0007).
+        known: Of versions so far; None: any version is plausible. Who keeps a track goes on with `Track.then` after a
+            report that is not `is_implausible`, whether the merge was accepted or not.
 
     Raises:
         SchemaError: `incoming` is not exactly the shared tensors.
@@ -146,8 +160,11 @@ def merge(
         raise LearningError(
             f"merge got {len(holdout.y)} holdout and {len(train.y)} training samples, expected some of both"
         )
-    num_refit_steps = settings.num_refit_steps(len(train.y))
     before = score(module, holdout.x, holdout.y)
+    refusal = _doubt(known, incoming, module=module, parts=(train, holdout), settings=settings)
+    if refusal is not None:
+        return _report(before, (), action=Refuse(), shock=0.0, refit_steps=0, refusal=refusal)
+    num_refit_steps = settings.num_refit_steps(len(train.y))
     old = state_of(module)
     shock = 0.0
     trials: list[Trial] = []
@@ -177,9 +194,38 @@ def merge(
             generator=generator,
         )
         trials.append(Trial(alpha=action.alpha, score=score(shadow, holdout.x, holdout.y)))
-    accepted = isinstance(action, Commit)
-    if accepted:
+    if isinstance(action, Commit):
         load_state(module, state_of(shadow))
+    return _report(before, trials, action=action, shock=shock, refit_steps=num_refit_steps)
+
+
+def _doubt(
+    known: Known | None,
+    incoming: Mapping[str, FloatArray],
+    *,
+    module: NestedModel,
+    parts: Sequence[Samples],
+    settings: LearningSettings,
+) -> Refusal | None:
+    if known is None or not settings.plausible:
+        return None
+    refusal = judge_step(known, incoming, factor=settings.plausible_factor)
+    if refusal is not None:
+        return refusal
+    x, y = torch.cat([part.x for part in parts]), torch.cat([part.y for part in parts])
+    return judge_answers(known, incoming, module=module, x=x, y=y, rise=settings.plausible_rise)
+
+
+def _report(
+    before: Score,
+    trials: Sequence[Trial],
+    *,
+    action: Commit | Refuse,
+    shock: float,
+    refit_steps: int,
+    refusal: Refusal = Refusal.HOLDOUT,
+) -> MergeReport:
+    accepted = isinstance(action, Commit)
     after = trials[-1].score if accepted else before
     return MergeReport(
         accepted=accepted,
@@ -189,8 +235,9 @@ def merge(
         loss_after=after.loss,
         accuracy_before=before.accuracy,
         accuracy_after=after.accuracy,
-        refit_steps=num_refit_steps if accepted else 0,
+        refit_steps=refit_steps if accepted else 0,
         num_trials=len(trials),
+        refusal=None if accepted else refusal,
     )
 
 

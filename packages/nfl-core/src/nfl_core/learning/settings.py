@@ -30,6 +30,10 @@ class LearningSettings:
         merge_tolerance: By how much the holdout loss may rise in an accepted merge, as a fraction of it, >= 0.
         merge_max_drop: By how much the holdout accuracy may fall in an accepted merge, 0 to 1.
         merge_alphas: Shares of the new levels that a merge tries, descending within (0, 1].
+        plausible: Whether a version is judged before it is tried; see `nfl_core.learning.plausible`.
+        plausible_factor: How many times the usual length a version's step may have, > 1, finite.
+        plausible_rise: By how much the published model's loss on the owner's samples may rise from one version to the
+            next, as a fraction of it, > 0, finite.
     """
 
     learning_rate: float = _DEFAULT.learning_rate
@@ -41,6 +45,9 @@ class LearningSettings:
     merge_tolerance: float = 0.05
     merge_max_drop: float = 0.02
     merge_alphas: tuple[float, ...] = MERGE_ALPHAS
+    plausible: bool = True
+    plausible_factor: float = 2.5
+    plausible_rise: float = 0.5
 
     @classmethod
     def of(cls, section: LearningSection) -> Self:
@@ -74,3 +81,8 @@ class LearningSettings:
         descending = list(self.merge_alphas) == sorted(set(self.merge_alphas), reverse=True)
         if not self.merge_alphas or not descending or not 0 < self.merge_alphas[-1] <= self.merge_alphas[0] <= 1:
             raise ConfigError(f"merge alphas are {self.merge_alphas}, expected some, descending, within (0, 1]")
+        if not 1 < self.plausible_factor < math.inf or not 0 < self.plausible_rise < math.inf:
+            raise ConfigError(
+                f"plausible_factor is {self.plausible_factor} and plausible_rise {self.plausible_rise}, "
+                "expected a finite factor > 1 and a finite rise > 0"
+            )

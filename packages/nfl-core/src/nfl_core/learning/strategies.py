@@ -34,6 +34,7 @@ from nfl_core.learning.learner import NestedLearner
 from nfl_core.learning.merge import MergeReport, Samples, merge
 from nfl_core.learning.model import FloatArray, NestedModel, load_state, schema_of, state_of
 from nfl_core.learning.objective import Objective, joint_loss, plain_loss, separate_loss
+from nfl_core.learning.plausible import Known, Track
 from nfl_core.learning.reference import default_spec
 from nfl_core.learning.refit import cache_features, refit
 from nfl_core.learning.update import micro_update
@@ -363,29 +364,39 @@ class GatedNested(Nested):
         self.holdout_fraction = holdout_fraction
         self.reports: list[MergeReport] = []
         self._holdout: dict[int, Samples] = {}
+        self._tracks: dict[int, Track] = {}
+        self._versions: dict[int, int] = {}  # merges of each member so far, refused ones too
 
     def join(self, member: Member) -> None:
-        """Set some samples apart."""
+        """Set some samples apart, and begin the track of versions."""
         y = member.train.y
         order = torch.randperm(len(y), generator=torch.Generator().manual_seed(member.place))
         num_kept = max(1, round(self.holdout_fraction * len(y)))
         kept, rest = order[:num_kept], order[num_kept:]
         self._holdout[member.place] = Samples(x=member.train.x[kept], y=y[kept])
         member.train = Samples(x=member.train.x[rest], y=y[rest])
+        shared = {tensor.name: member.accepted[tensor.name] for tensor in schema_of(member.module, self.spec).shared}
+        self._tracks[member.place], self._versions[member.place] = Track.begin(shared, version=0), 0
 
     def receive(self, member: Member, incoming: Mapping[str, FloatArray]) -> None:
-        """Merge as far as the holdout allows."""
+        """Merge a plausible version as far as the holdout allows."""
+        schema, track = schema_of(member.module, self.spec), self._tracks[member.place]
+        self._versions[member.place] += 1
+        version = self._versions[member.place]
         report = merge(
             member.module,
             incoming=incoming,
-            schema=schema_of(member.module, self.spec),
+            schema=schema,
             holdout=self._holdout[member.place],
             train=member.train,
             settings=member.learner.settings,
             generator=member.learner.generator,
             fast=member.learner.rested(),
+            known=Known(track=track, version=version, own=member.displacement(schema.shared)),
         )
         self.reports.append(report)
+        if not report.is_implausible:
+            self._tracks[member.place] = track.then(incoming, version=version)
         if report.accepted:
             member.learner.accept(alpha=report.alpha)
 
