@@ -2,7 +2,8 @@
 
 20 owners of Fashion-MNIST (8,000 images, Dirichlet 0.5), 4 of them attack, 10 versions of the default settings.
 Each cell is a whole fleet that learns for 10 versions: half a minute of one processor. The plain mean is the positive
-control: where it is not hurt, an attack is none. Then kinds of poisoned versions are offered to every device's merge.
+control: where it is not hurt, an attack is none. Then kinds of poisoned versions are offered to every device's merge,
+and honest ones in four scenes of the learning benchmark, to count those that are doubted wrongly.
 
 A finished cell is a line of `cells.jsonl` in the folder `--out` and is not run again as long as its settings mean the
 same. On stderr: a line a cell, with the time that is left. On stdout: the tables, and as last line one JSON object.
@@ -12,6 +13,7 @@ import argparse
 import json
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,19 +23,24 @@ import torch
 from _measure import finish
 
 from nfl_cluster.aggregate.reputation import Settings
+from nfl_cluster.aggregate.robust.rules import DNC_FACTOR, DNC_LENGTH
 from nfl_core.config import RootSection
 from nfl_core.durable import make_folder
 from nfl_core.ids import digest_of
-from nfl_core.learning import LearningSettings
+from nfl_core.learning import Cohort, GatedNested, LearningSettings, Refusal, create_model
 from nfl_sim.attacks.attack import ATTACKS
 from nfl_sim.attacks.fleet import Fleet, FleetSettings, VersionReport
 from nfl_sim.attacks.versions import KINDS, Offered, Workshop, offer
 from nfl_sim.attacks.world import World, make_world
+from nfl_sim.learning.run import meaning_of as meaning_of_scene
+from nfl_sim.learning.scenes import NUM_CLASSES, scene_of
 
 NUM_VERSIONS = 10
 POISONED_AFTER = 5  # versions
 CELLS_FILE = "cells.jsonl"
 POISON = "poisoned versions"  # stands for the defence in the lines of those
+HONEST = "honest versions"  # stands for the attack in the lines of those, their scene for the defence
+SCENES = ("dir-0.1", "dir-0.5", "dir-5", "rotated")
 _SEALED = FleetSettings(rule="dnc", batch_size=2, reputation=Settings())
 DEFENCES = {
     "mean": FleetSettings(rule="mean", with_gate=False),
@@ -78,6 +85,14 @@ class Cell:
     wrongly: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Honest:
+    """Honest versions: how many merges all owners made, and how many were refused by which check."""
+
+    num_merges: int
+    reasons: dict[str, int]
+
+
 class Results:
     """Finished cells in a folder, by seed, attack and defence; those of other settings are not seen.
 
@@ -101,7 +116,7 @@ class Results:
                 found[line["seed"], line["attack"], line["defence"]] = line["cell"]
         return found
 
-    def add(self, seed: int, attack: str, defence: str, cell: Cell | Offered) -> None:
+    def add(self, seed: int, attack: str, defence: str, cell: Cell | Offered | Honest) -> None:
         """Keep a finished cell."""
         line = {"seed": seed, "attack": attack, "defence": defence, "meaning": meaning_of(defence)}
         with self._path.open("a") as file:
@@ -110,7 +125,11 @@ class Results:
 
 def meaning_of(defence: str) -> str:
     """Return a digest of all settings that a cell depends on, its attack apart."""
-    said = (DEFENCES.get(defence), NUM_VERSIONS, POISONED_AFTER, LearningSettings(), RootSection())
+    fleet = DEFENCES.get(defence)
+    told = meaning_of_scene(scene_of(defence)) if defence in SCENES else fleet
+    said: tuple[object, ...] = (told, NUM_VERSIONS, POISONED_AFTER, LearningSettings(), RootSection())
+    if fleet is not None and fleet.rule == "dnc":
+        said = (*said, DNC_FACTOR, DNC_LENGTH)
     return digest_of(repr(said).encode())[:16]
 
 
@@ -148,6 +167,28 @@ def offer_poison(world: World, *, seed: int, num_versions: int = POISONED_AFTER)
         yield offer(kind, shop=shop, devices=fleet.standings(), settings=LearningSettings(), seed=seed)
 
 
+def offer_honest(scene_name: str, *, seed: int, cache: Path) -> Honest:
+    """Let a fleet that nobody attacks learn in a scene, every device judging every version."""
+    scene, strategy = scene_of(scene_name), GatedNested()
+    owners = scene.owners(cache, seed=seed)
+    shape = tuple(owners[0].train.x.shape[1:])
+    cohort = Cohort(
+        lambda: create_model(scene.model, num_classes=NUM_CLASSES, input_shape=shape, seed=seed),
+        strategy=strategy,
+        settings=scene.settings,
+        owners=owners,
+        seed=seed,
+        weigh_by_samples=True,
+        server_learning_rate=RootSection().server_learning_rate,
+        server_momentum=RootSection().server_momentum,
+        learned_scope=True,
+    )
+    for _ in range(NUM_VERSIONS):
+        cohort.run_round(scored=False)
+    reasons = Counter(report.refusal.value for report in strategy.reports if report.refusal is not None)
+    return Honest(num_merges=len(strategy.reports), reasons=dict(reasons))
+
+
 def run(seeds: Iterable[int], *, results: Results, cache: Path) -> None:
     """Run what is missing, cell by cell."""
     done = results.read()
@@ -166,6 +207,11 @@ def run(seeds: Iterable[int], *, results: Results, cache: Path) -> None:
         for offered in offer_poison(make_world(cache, seed=seed), seed=seed):
             results.add(seed, offered.kind, POISON, offered)
             say(poison_row(seed, asdict(offered)))
+    for seed in seeds:
+        for scene in (scene for scene in SCENES if (seed, HONEST, scene) not in done):
+            honest = offer_honest(scene, seed=seed, cache=cache)
+            results.add(seed, HONEST, scene, honest)
+            say(honest_row(seed, scene, asdict(honest)))
 
 
 def say(text: str) -> None:
@@ -193,8 +239,14 @@ def poison_row(seed: int, seen: dict) -> str:
     )
 
 
+def honest_row(seed: int, scene: str, seen: dict) -> str:
+    """Return a table row of honest versions."""
+    doubted = sum(num for name, num in seen["reasons"].items() if Refusal(name).is_implausible)
+    return f"| {seed} | {scene} | {seen['num_merges']} | {doubted} | {seen['reasons'].get('holdout', 0)} |"
+
+
 def tables(results: Results, seeds: Iterable[int]) -> dict[str, dict[str, float]]:
-    """Print both tables and return the mean points lost by defence and attack."""
+    """Print the tables and return the mean points lost by defence and attack."""
     done = results.read()
     lost: dict[str, dict[str, list[float]]] = {}
     print("| seed | attack | defence | mean | worst owner | points lost | backdoor | refused", end=" ")
@@ -208,6 +260,9 @@ def tables(results: Results, seeds: Iterable[int]) -> dict[str, dict[str, float]
     print("|" + "---|" * 8)
     for seed in seeds:
         print(*(poison_row(seed, done[seed, kind.name, POISON]) for kind in KINDS), sep="\n")
+    print("\n| seed | scene | honest merges | doubted | refused by the holdout |\n|" + "---|" * 5)
+    for seed in seeds:
+        print(*(honest_row(seed, scene, done[seed, HONEST, scene]) for scene in SCENES), sep="\n")
     return {defence: {name: float(np.mean(v)) for name, v in mine.items()} for defence, mine in lost.items()}
 
 

@@ -121,6 +121,20 @@ def test_dnc_drops_colluders_that_look_alike() -> None:
     assert set(np.argsort(scores)[-2:]) == {0, 1}
 
 
+def test_dnc_drops_long_vectors_first_and_as_many_as_before() -> None:
+    """Three long ones that look like the rest: no direction gives them away, their length does."""
+    generator = np.random.default_rng(0)
+    common_P, x_nP = generator.normal(size=400), generator.normal(size=(10, 400))
+    x_nP[7:] = 1.3 * x_nP[7:] * np.linalg.norm(x_nP[:7], axis=1).mean() / np.linalg.norm(x_nP[7:], axis=1)[:, None]
+    rows = x_nP + 0.01 * common_P
+    combined_P = RULES["dnc"].combine(rows, np.ones(10), num_bad=2)
+    np.testing.assert_allclose(combined_P, rows[:7].mean(axis=0), atol=ROUNDING)
+    assert not np.allclose(
+        RULES["dnc"].combine(rows, np.ones(10), num_bad=1), rows[:7].mean(axis=0)
+    )  # two go, not three
+    np.testing.assert_allclose(RULES["dnc"].combine(rows, np.ones(10), num_bad=0), rows.mean(axis=0))
+
+
 def test_centred_clipping_starts_from_the_centre_it_is_given() -> None:
     rows, centre = np.full((3, 2), 10.0), np.float64([9.0, 10.0])
     moved = rules.centred_clipping(rows, np.ones(3), radius=0.25, centre=centre)

@@ -24,7 +24,7 @@ Rules kept here:
     >>> track.lengths
     (1.0,)
     >>> poisoned = {"w": np.full(4, 9.0, np.float32)}
-    >>> judge_step(Known(track=track, version=3), poisoned, factor=2.5).value
+    >>> judge_step(Known(track=track, version=3), poisoned, factor=2.0).value
     'step-length'
 """
 
@@ -50,7 +50,7 @@ MAX_LENGTHS = 8  # steps whose median is usual: the last ones, for steps shrink 
 MAX_CONTENTS = 8  # versions that a fleet may go back to
 MAX_MISSED = 16  # versions after which the track is forgotten
 OWN_FACTOR = 2.0  # an owner with few samples moves less than the fleet: first steps were up to 3.6 times as long
-LEAST_AGREEMENT = -0.05  # mean cosine; honest ones were above 0.2, steps turned round below -0.2 (docs/adr/0007)
+LEAST_AGREEMENT = -0.05  # mean cosine; honest steps had 0.32 and more, turned round -0.32 and less (docs/adr/0007)
 LEAST_RISE = 0.1  # nats; below this a rise is none, however small the loss was
 NUM_ERRORS = 4.0  # standard errors of the mean rise that are still chance
 Step = Mapping[str, np.ndarray[tuple[int, ...], np.dtype[np.floating]]]  # by tensor name, float32 or float16

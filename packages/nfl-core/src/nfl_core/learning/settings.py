@@ -46,7 +46,7 @@ class LearningSettings:
     merge_max_drop: float = 0.02
     merge_alphas: tuple[float, ...] = MERGE_ALPHAS
     plausible: bool = True
-    plausible_factor: float = 2.5
+    plausible_factor: float = 2.0
     plausible_rise: float = 0.5
 
     @classmethod
