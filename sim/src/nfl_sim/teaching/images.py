@@ -70,13 +70,13 @@ class Size:
 
 
 SMALL = Size(
-    num_train=6000,
+    num_train=4000,
     num_test=4000,
     teacher_epochs=10,
     student_epochs=14,
     augments=False,
     num_owners=8,
-    num_proxy=2000,
+    num_proxy=1200,
 )
 FULL = Size(num_train=16000, num_test=10000, teacher_epochs=6, student_epochs=10, augments=True, num_owners=20)
 
