@@ -170,8 +170,8 @@ class Cohort:
         if due:
             arrived: dict[int, dict[str, FloatArray]] = {}
             for place in active:
-                moved = self.members[place].displacement(due)
-                arrived[place], num_bytes = self._transport.send(moved, place=place)
+                own = self.members[place].displacement(due)
+                arrived[place], num_bytes = self._transport.send(own, place=place)
                 bytes_up += num_bytes
             moved = self._average(arrived, due)
             if self.learned_scope:
