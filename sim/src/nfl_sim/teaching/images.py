@@ -78,7 +78,7 @@ SMALL = Size(
     num_owners=8,
     num_proxy=1200,
 )
-FULL = Size(num_train=16000, num_test=10000, teacher_epochs=6, student_epochs=10, augments=True, num_owners=20)
+FULL = Size(num_train=16000, num_test=10000, teacher_epochs=10, student_epochs=10, augments=False, num_owners=20)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
