@@ -10,7 +10,14 @@ import pkgutil
 import sys
 
 OPTIONAL_ROOMS = ("nfl_core.learning",)  # need the extra nfl-core[torch]
-WITH_TORCH = ("nfl_edge.training", "nfl_cluster.validate.shadow")
+WITH_TORCH = (
+    "nfl_edge.remember",
+    "nfl_edge.track",
+    "nfl_edge.training",
+    "nfl_cluster.distil",
+    "nfl_cluster.teachers",
+    "nfl_cluster.validate.shadow",
+)
 
 
 def main(distribution: str, expectation: str) -> None:
