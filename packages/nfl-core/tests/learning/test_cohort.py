@@ -64,7 +64,9 @@ def test_the_servers_velocity_is_kept_for_each_region(make_model: MakeModel, mak
         np.testing.assert_allclose(fast.published[region][name], start + np.float32(1.5) * moved, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize(("rate", "momentum"), [(0.0, 0.5), (1.0, 1.0), (1.0, -0.1), (float("nan"), 0.0)])
+@pytest.mark.parametrize(
+    ("rate", "momentum"), [(0.0, 0.5), (1.0, 1.0), (1.0, -0.1), (float("nan"), 0.0), (float("inf"), 0.0)]
+)
 def test_a_server_that_could_not_settle_is_refused(
     make_model: MakeModel, make_samples: MakeSamples, rate: float, momentum: float
 ) -> None:

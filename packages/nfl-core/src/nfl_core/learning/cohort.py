@@ -117,7 +117,7 @@ class Cohort:
             raise LearningError(f"participation is {participation}, expected a fraction within (0, 1]")
         self.owners = tuple(owners)
         self.strategy = strategy
-        if not server_learning_rate > 0 or not 0 <= server_momentum < 1:
+        if not 0 < server_learning_rate < float("inf") or not 0 <= server_momentum < 1:
             raise LearningError(
                 f"the server has rate {server_learning_rate} and momentum {server_momentum}, expected > 0 and [0, 1)"
             )
